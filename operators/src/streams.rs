@@ -1,0 +1,115 @@
+//! The output streams of the job: their names, their columns, their order.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+
+use crate::columns::timestamp_type;
+use crate::features::WindowSet;
+use crate::rows::detail_type;
+
+/// One of the job's own output streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stream {
+    /// A row for each well-formed `order_placed`.
+    OrderDecisions,
+    /// A row for each merged line of an accepted or review order.
+    OrderLines,
+    /// A row for each (order, SKU) at each change of its reservation.
+    ReservationEvents,
+    /// A row for each first-seen inventory message.
+    StockMovements,
+    /// A row for each malformed message.
+    DeadLetters,
+}
+
+impl Stream {
+    /// All of them, in a fixed order.
+    pub const ALL: [Stream; 5] =
+        [Stream::OrderDecisions, Stream::OrderLines, Stream::ReservationEvents, Stream::StockMovements, Stream::DeadLetters];
+
+    /// The stream's and its tables' name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stream::OrderDecisions => "order_decisions",
+            Stream::OrderLines => "order_lines",
+            Stream::ReservationEvents => "reservation_events",
+            Stream::StockMovements => "stock_movements",
+            Stream::DeadLetters => "dead_letters",
+        }
+    }
+
+    /// The columns that readers see. Each starts with `epoch` (int64), `split` (int32), `offset` (int64).
+    pub fn schema(self, windows: &WindowSet) -> SchemaRef {
+        let mut fields = vec![
+            Field::new("epoch", DataType::Int64, false),
+            // Only an expiry has no place.
+            Field::new("split", DataType::Int32, self == Stream::ReservationEvents),
+            Field::new("offset", DataType::Int64, self == Stream::ReservationEvents),
+        ];
+        let text = |name: &str| Field::new(name, DataType::Utf8, false);
+        let text_or_null = |name: &str| Field::new(name, DataType::Utf8, true);
+        let int = |name: &str| Field::new(name, DataType::Int64, false);
+        let int_or_null = |name: &str| Field::new(name, DataType::Int64, true);
+        let time = |name: &str| Field::new(name, timestamp_type(), false);
+        match self {
+            Stream::OrderDecisions => {
+                fields.extend([
+                    text("order_id"),
+                    text("customer_id"),
+                    time("event_time"),
+                    text("currency"),
+                    int_or_null("total"),
+                    int_or_null("amount"),
+                    int("line_count"),
+                    int_or_null("unit_count"),
+                    text("decision"),
+                    text("reason"),
+                    Field::new("detail", detail_type(), false),
+                    Field::new("fraud_score", DataType::Float64, true),
+                    text_or_null("model"),
+                ]);
+                fields.extend(windows.feature_names().iter().map(|name| int_or_null(name)));
+                fields.extend([text_or_null("billing_country"), text_or_null("shipping_country"), time("sealed_at")]);
+            }
+            Stream::OrderLines => fields.extend([
+                text("order_id"),
+                text("customer_id"),
+                time("event_time"),
+                text("sku"),
+                int("quantity"),
+                int("unit_price"),
+                int("line_total"),
+            ]),
+            Stream::ReservationEvents => fields.extend([
+                text("order_id"),
+                text_or_null("sku"),
+                int_or_null("quantity"),
+                text("kind"),
+                time("event_time"),
+                int_or_null("on_hand"),
+                int_or_null("reserved"),
+            ]),
+            Stream::StockMovements => fields.extend([
+                text("movement_id"),
+                text("sku"),
+                text("type"),
+                int("quantity"),
+                time("event_time"),
+                int("on_hand"),
+                int("reserved"),
+            ]),
+            Stream::DeadLetters => {
+                fields.extend([text("topic"), Field::new("raw", DataType::Binary, false), text("error")]);
+            }
+        }
+        Arc::new(Schema::new(fields))
+    }
+}
+
+impl fmt::Display for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
