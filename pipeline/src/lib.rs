@@ -1,1 +1,5 @@
-//! placeholder
+//! The job: settings, command line, sources, epochs, dataflow and sinks put together.
+
+pub mod config;
+pub mod job_plan;
+pub mod metrics;

@@ -1,0 +1,222 @@
+//! The bounds of every setting. Each message says what is wrong and what to choose.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use orderflow_operators::streams::Stream;
+
+use super::{Config, Interval};
+
+/// Problems by key; the message follows the key.
+struct Report(Vec<(String, String)>);
+
+impl Report {
+    fn add(&mut self, key: &str, message: impl Into<String>) {
+        self.0.push((key.to_owned(), message.into()));
+    }
+
+    fn range<T: PartialOrd + Display + Copy>(&mut self, key: &str, value: T, range: RangeInclusive<T>, why: &str) {
+        if !range.contains(&value) {
+            self.add(key, format!("is {value}; choose {} to {}: {why}", range.start(), range.end()));
+        }
+    }
+
+    fn name(&mut self, key: &str, value: &str, bytes_max: usize, also: &str) {
+        let wrong = value.chars().any(|c| !(c.is_ascii_alphanumeric() || also.contains(c)));
+        if value.is_empty() || value.len() > bytes_max || wrong {
+            self.add(key, format!("is `{value}`; choose 1 to {bytes_max} of the characters A-Z a-z 0-9 {also}"));
+        }
+    }
+}
+
+const MINUTE: Interval = Interval::minutes(1);
+const DAY: Interval = Interval::hours(24);
+const YEAR: Interval = Interval::hours(24 * 366);
+const ZERO: Interval = Interval::micros(0);
+const MS: Interval = Interval::millis(1);
+
+/// Everything that is out of bounds: key and message.
+pub(super) fn check(config: &Config) -> Vec<(String, String)> {
+    let mut report = Report(Vec::new());
+    job(config, &mut report);
+    rules(config, &mut report);
+    sinks(config, &mut report);
+    report.0
+}
+
+fn job(config: &Config, r: &mut Report) {
+    r.name("job.id", &config.job.id, 64, "_-.");
+    r.range("job.workers", config.job.workers, 0..=128, "a worker owns key groups, of which there are 128; 0 takes all cores");
+    for (key, topic) in [("source.orders_topic", &config.source.orders_topic), ("source.inventory_topic", &config.source.inventory_topic)] {
+        r.name(key, topic, 249, "_-.");
+    }
+    if config.source.orders_topic == config.source.inventory_topic {
+        r.add("source.inventory_topic", "is the topic of orders too; each has message types of its own, so name two topics");
+    }
+    let source = &config.source;
+    let sizes = super::ByteSize::kib(1)..=super::ByteSize::mib(1024);
+    r.range("source.message_bytes_max", source.message_bytes_max, sizes.clone(), "a longer message is malformed");
+    r.range("source.buffer_bytes_max", source.buffer_bytes_max, sizes.clone(), "it is memory, for each split");
+    for broker in source.kafka.brokers.split(',') {
+        if !is_host_and_port(broker.trim()) {
+            r.add("source.kafka.brokers", format!("has `{broker}`; write host:port, separated by commas"));
+        }
+    }
+    for key in ["bootstrap.servers", "group.id", "enable.auto.commit", "auto.offset.reset"] {
+        if source.kafka.properties.0.contains_key(key) {
+            let use_instead = if key == "bootstrap.servers" { "; use source.kafka.brokers" } else { "" };
+            r.add("source.kafka.properties", format!("has `{key}`, which the job sets itself, as exactly-once rests on it{use_instead}"));
+        }
+    }
+    r.range("epoch.rows_max", config.epoch.rows_max, 1..=1_000_000, "an epoch is held in memory as a whole");
+    r.range("epoch.bytes_max", config.epoch.bytes_max, sizes, "an epoch is held in memory as a whole");
+    r.range("epoch.linger", config.epoch.linger, ZERO..=MINUTE, "it is added to the latency of a quiet job");
+    r.range("epoch.in_flight", config.epoch.in_flight, 1..=1_024, "that many epochs are held in memory");
+    r.range("watermark.delay", config.watermark.delay, ZERO..=DAY, "every timer waits for it");
+    r.range("watermark.idle", config.watermark.idle, MS..=DAY, "a split without rows holds every timer back for so long");
+    r.range("replay.step", config.replay.step, MS..=DAY, "sealing times have whole milliseconds and rise");
+    if config.replay.step.as_micros() % 1_000 != 0 {
+        r.add("replay.step", format!("is {}; choose whole milliseconds, as sealing times have them", config.replay.step));
+    }
+    if let Err(e) = chrono::DateTime::parse_from_rfc3339(&config.replay.start) {
+        r.add("replay.start", format!("is `{}` ({e}); write a time such as 2026-01-05T10:00:00Z", config.replay.start));
+    }
+    let listen = &config.metrics.listen;
+    if !listen.is_empty() && !is_host_and_port(listen) {
+        r.add("metrics.listen", format!("is `{listen}`; write an address and a port such as 127.0.0.1:9600, or nothing to have none"));
+    }
+    if let Err(e) = tracing_subscriber::EnvFilter::builder().parse(&config.log.level) {
+        r.add(
+            "log.level",
+            format!("is `{}` ({e}); write error, warn, info, debug or trace, or directives such as info,rdkafka=debug", config.log.level),
+        );
+    }
+}
+
+fn rules(config: &Config, r: &mut Report) {
+    let v = &config.validate;
+    r.range("validate.id_bytes_max", v.id_bytes_max, 1..=65_536, "ids are kept in state");
+    r.range("validate.lines_max", v.lines_max, 1..=100_000, "an order is decided as a whole");
+    r.range("validate.quantity_max", v.quantity_max, 1..=1_000_000_000_000, "sums must stay within 64 bits");
+    r.range("validate.unit_price_max", v.unit_price_max, 0..=1_000_000_000_000, "sums must stay within 64 bits");
+    r.range("validate.future_max", v.future_max, ZERO..=YEAR, "an order of the far future moves the watermark there");
+    let mut names = BTreeSet::new();
+    for rule in &v.rules {
+        r.name("validate.rules", &rule.name, 64, "_");
+        if !names.insert(&rule.name) {
+            r.add("validate.rules", format!("has two rules of the name `{}`; rename one, as orders are reported by it", rule.name));
+        }
+        if rule.sql.trim().is_empty() {
+            r.add(
+                "validate.rules",
+                format!("has no sql for `{}`; write a predicate that holds for good orders, such as line_count < 50", rule.name),
+            );
+        }
+    }
+    r.range("dedup.horizon", config.dedup.horizon, MINUTE..=YEAR, "ids are kept in state for so long");
+    divisible(r, "dedup.horizon", config.dedup.horizon, 24, "ids are forgotten in 24ths of it");
+    r.range("reservation.hold", config.reservation.hold, MS..=YEAR, "it is how long an unpaid order keeps its stock");
+
+    let fraud = &config.fraud;
+    if fraud.windows.is_empty() || fraud.windows.len() > 8 {
+        r.add("fraud.windows", format!("has {} windows; choose 1 to 8", fraud.windows.len()));
+    }
+    for window in &fraud.windows {
+        r.range("fraud.windows", *window, Interval::seconds(1)..=YEAR, "orders are counted for so long");
+        divisible(r, "fraud.windows", *window, 20, "a window has 20 panes");
+    }
+    if fraud.windows.windows(2).any(|pair| pair[0] >= pair[1]) {
+        r.add("fraud.windows", "does not rise; write each window once, the shortest first");
+    }
+    r.range("fraud.review", fraud.review, 0.0..=1.0, "a score is a probability");
+    r.range("fraud.reject", fraud.reject, 0.0..=1.0, "a score is a probability");
+    if fraud.review > fraud.reject {
+        r.add("fraud.review", format!("is {}, above fraud.reject, {}; no order would be reviewed", fraud.review, fraud.reject));
+    }
+    if config.currencies.0.is_empty() {
+        r.add("currencies", "is empty, so that every order would be invalid; write at least one, such as USD = 1000000");
+    }
+    for (code, &rate_ppm) in &config.currencies.0 {
+        let key = format!("currencies.{code}");
+        if code.len() != 3 || !code.bytes().all(|b| b.is_ascii_uppercase()) {
+            r.add(&key, "is not a currency code; write three letters A-Z, such as EUR");
+        }
+        r.range(&key, rate_ppm, 1..=1_000_000_000_000, "it is the value of one minor unit, in millionths of one of the reference currency");
+    }
+}
+
+fn divisible(r: &mut Report, key: &str, interval: Interval, parts: i64, why: &str) {
+    if interval.as_micros() % parts != 0 {
+        r.add(key, format!("is {interval}, which does not divide by {parts} into whole microseconds: {why}"));
+    }
+}
+
+fn sinks(config: &Config, r: &mut Report) {
+    let sinks = &config.sinks;
+    for (name, delivery) in
+        [("delta", sinks.delta.delivery()), ("clickhouse", sinks.clickhouse.delivery()), ("jsonl", sinks.jsonl.delivery())]
+    {
+        let key = |setting: &str| format!("sinks.{name}.{setting}");
+        r.range(&key("queue_rows_max"), delivery.queue_rows_max, 1_000..=100_000_000, "rows that wait are memory, about 300 bytes each");
+        r.range(&key("retry_backoff_min"), delivery.retry_backoff_min, MS..=MINUTE, "a server that is down should not be hammered");
+        r.range(&key("retry_backoff_max"), delivery.retry_backoff_max, MS..=Interval::hours(1), "a server that is back should be noticed");
+        if delivery.retry_backoff_min > delivery.retry_backoff_max {
+            r.add(&key("retry_backoff_min"), "is above retry_backoff_max; it is the first wait and doubles up to there");
+        }
+    }
+    let delta = &sinks.delta;
+    if delta.url.contains("://") {
+        url(r, "sinks.delta.url", &delta.url, &["file", "s3", "s3a", "gs", "az", "abfs", "abfss", "memory"]);
+    }
+    r.range("sinks.delta.commit_interval", delta.commit_interval, ZERO..=Interval::hours(1), "rows are visible after it");
+    r.range("sinks.delta.commit_rows_max", delta.commit_rows_max, 1..=100_000_000, "the rows of a commit are held in memory");
+    r.range("sinks.delta.checkpoint_commits", delta.checkpoint_commits, 1..=10_000, "readers walk the log from the last checkpoint");
+    r.range("sinks.delta.optimize_commits", delta.optimize_commits, 0..=1_000_000, "a compaction rewrites small files; 0 turns it off");
+    r.range("sinks.delta.vacuum_retention", delta.vacuum_retention, ZERO..=YEAR, "readers of older versions need the files");
+    if !compression_is_known(&delta.compression) {
+        r.add("sinks.delta.compression", format!("is `{}`; choose none, snappy, zstd or zstd(1) to zstd(22)", delta.compression));
+    }
+
+    let clickhouse = &sinks.clickhouse;
+    url(r, "sinks.clickhouse.url", &clickhouse.url, &["http", "https"]);
+    r.name("sinks.clickhouse.database", &clickhouse.database, 64, "_");
+    if clickhouse.database == "default" {
+        r.add("sinks.clickhouse.database", "is `default`, which is shared and not always atomic; name a database for the job");
+    }
+    r.range("sinks.clickhouse.commit_interval", clickhouse.commit_interval, ZERO..=MINUTE, "rows are visible after it");
+    r.range(
+        "sinks.clickhouse.commit_rows_max",
+        clickhouse.commit_rows_max,
+        1..=500_000,
+        "a larger insert is split into parts that do not deduplicate as one",
+    );
+
+    for stream in &sinks.jsonl.streams {
+        if !Stream::ALL.iter().any(|known| known.name() == stream) {
+            let known: Vec<_> = Stream::ALL.iter().map(|s| s.name()).collect();
+            r.add("sinks.jsonl.streams", format!("has `{stream}`; streams are {}", known.join(", ")));
+        }
+    }
+    if sinks.jsonl.path.is_empty() {
+        r.add("sinks.jsonl.path", "is empty; write a folder, or - for standard output");
+    }
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+fn url(r: &mut Report, key: &str, text: &str, schemes: &[&str]) {
+    match url::Url::parse(text) {
+        Ok(url) if schemes.contains(&url.scheme()) => {}
+        Ok(url) => r.add(key, format!("has the scheme `{}`; choose one of {}", url.scheme(), schemes.join(", "))),
+        Err(e) => r.add(key, format!("is `{text}` ({e}); write a URL such as {}://host", schemes[0])),
+    }
+}
+
+/// Whether `text` names a compression of Parquet that the build has.
+fn compression_is_known(text: &str) -> bool {
+    let level = text.strip_prefix("zstd(").and_then(|rest| rest.strip_suffix(')')).and_then(|level| level.parse::<u8>().ok());
+    ["none", "snappy", "zstd"].contains(&text) || level.is_some_and(|level| (1..=22).contains(&level))
+}
