@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::status::Health;
 
 /// A replay: the whole job over a fixture folder, to the end of its files.
 #[derive(Clone)]
@@ -43,12 +44,14 @@ pub struct Handles {
     pub progress: ProgressFn,
     /// Looked at between epochs.
     pub stop: Stop,
+    /// The job says here what phase of its life it is in.
+    pub health: Health,
 }
 
 impl Handles {
     /// New metrics, progress to nobody, no stop.
     pub fn quiet() -> Self {
-        Handles { metrics: Metrics::new(), progress: Arc::new(|_| ()), stop: Stop::default() }
+        Handles { metrics: Metrics::new(), progress: Arc::new(|_| ()), stop: Stop::default(), health: Health::default() }
     }
 }
 

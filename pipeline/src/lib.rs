@@ -2,4 +2,6 @@
 
 pub mod config;
 pub mod job_plan;
+pub mod logging;
 pub mod metrics;
+pub mod status;

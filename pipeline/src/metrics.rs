@@ -219,6 +219,11 @@ impl Metrics {
         self.0.sink_retries.with_label_values(&[sink]).inc();
     }
 
+    /// Input rows of all epochs sealed so far.
+    pub fn rows_in(&self) -> u64 {
+        self.0.epoch_rows.get_sample_sum() as u64
+    }
+
     /// All metrics with their values now.
     pub fn gather(&self) -> Vec<MetricFamily> {
         self.0.process_cpu.set(cpu_seconds());
