@@ -1,0 +1,37 @@
+# The commands of the project. `make demo` and `make test` do all their set-up themselves.
+
+CARGO ?= cargo
+ORDERS ?= 1000000
+PYTHON ?= python3
+
+.PHONY: help demo test bench lint setup build
+
+help:
+	@echo 'make demo    build, generate $(ORDERS) orders with a flash sale, run them through the whole job, print the reports'
+	@echo 'make test    run every test'
+	@echo 'make bench   run every bench (an idle machine gives steadier figures)'
+	@echo 'make lint    check format, lints and documentation'
+	@echo 'make setup   install what the build needs, or name it'
+
+# Release build, generator, job with Delta Lake and a real ClickHouse, reports: see `orderflow demo --help`.
+demo: build
+	$(CARGO) run --quiet --release -p orderflow -- demo --orders $(ORDERS) $(DEMO_ARGS)
+
+build: setup
+	$(CARGO) build --release -p orderflow
+
+# The Rust tests, then the checks with somebody else's readers where Python is there.
+test: setup
+	$(CARGO) test --workspace
+	@deploy/dev/python-checks.sh $(PYTHON)
+
+bench: setup
+	$(CARGO) bench --workspace
+
+lint: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
+
+setup:
+	@deploy/dev/setup.sh
