@@ -128,9 +128,17 @@ impl Metrics {
             sink_rows: make.counters("orderflow_sink_rows_total", "Rows that a sink committed", &["sink", "stream"]),
             sink_commits: make.counters("orderflow_sink_commits_total", "Commits of a sink", &["sink", "stream"]),
             sink_commit: make.add(HistogramVec::new(commit, &["sink"])),
-            sink_backlog: make.gauges("orderflow_sink_backlog_rows", "Rows that wait for a sink", &["sink"]),
-            sink_retries: make.counters("orderflow_sink_retries_total", "Tries of a sink that failed and are made again", &["sink"]),
-            sink_epoch: make.gauges("orderflow_sink_epoch_committed", "Number of the last epoch that a sink committed", &["sink"]),
+            sink_backlog: make.gauges("orderflow_sink_backlog_rows", "Rows that wait for a sink", &["sink", "stream"]),
+            sink_retries: make.counters(
+                "orderflow_sink_retries_total",
+                "Tries of a sink that failed and are made again",
+                &["sink", "stream"],
+            ),
+            sink_epoch: make.gauges(
+                "orderflow_sink_epoch_committed",
+                "Number of the last epoch that a sink committed",
+                &["sink", "stream"],
+            ),
             process_cpu: make.add(Gauge::new("orderflow_process_cpu_seconds", "CPU time of the process, user and system")),
             process_memory: make.add(IntGauge::new("orderflow_process_resident_bytes", "Resident memory of the process")),
             registry: make.0,
@@ -203,20 +211,26 @@ impl Metrics {
         self.0.sink_commits.with_label_values(&[sink, stream]).inc();
     }
 
-    /// `sink` has committed everything through `epoch`; the commit took `time`.
-    pub fn sink_committed(&self, sink: &str, epoch: Epoch, time: Duration) {
-        self.0.sink_epoch.with_label_values(&[sink]).set(epoch.0 as i64);
+    /// `sink` has committed everything of `stream` through `epoch`; the commit took `time`.
+    pub fn sink_committed(&self, sink: &str, stream: &str, epoch: Epoch, time: Duration) {
+        self.0.sink_epoch.with_label_values(&[sink, stream]).set(epoch.0 as i64);
         self.0.sink_commit.with_label_values(&[sink]).observe(time.as_secs_f64());
     }
 
-    /// So many rows wait for `sink`.
-    pub fn sink_backlog(&self, sink: &str, rows: u64) {
-        self.0.sink_backlog.with_label_values(&[sink]).set(rows as i64);
+    /// So many rows of `stream` wait for `sink`.
+    pub fn sink_backlog(&self, sink: &str, stream: &str, rows: u64) {
+        self.0.sink_backlog.with_label_values(&[sink, stream]).set(rows as i64);
     }
 
     /// A try of `sink` failed and is made again.
-    pub fn sink_retry(&self, sink: &str) {
-        self.0.sink_retries.with_label_values(&[sink]).inc();
+    pub fn sink_retry(&self, sink: &str, stream: &str) {
+        self.0.sink_retries.with_label_values(&[sink, stream]).inc();
+    }
+
+    /// Fields so far that no message type has.
+    pub fn unknown_fields(&self) -> u64 {
+        let counts = self.0.unknown_fields.collect();
+        counts.iter().flat_map(MetricFamily::get_metric).map(|metric| metric.get_counter().get_value() as u64).sum()
     }
 
     /// Input rows of all epochs sealed so far.
@@ -275,6 +289,14 @@ mod tests {
         assert_eq!(lines(&metrics, "orderflow_watermark"), ["orderflow_watermark_timestamp_seconds 0"]);
         metrics.watermark(1_500_000);
         assert_eq!(lines(&metrics, "orderflow_watermark"), ["orderflow_watermark_timestamp_seconds 1.5"]);
+    }
+
+    #[test]
+    fn unknown_fields_of_all_topics() {
+        let metrics = Metrics::new();
+        metrics.decoded("orders", 0, 3);
+        metrics.decoded("inventory", 0, 4);
+        assert_eq!(metrics.unknown_fields(), 7);
     }
 
     #[test]

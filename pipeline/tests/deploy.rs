@@ -30,9 +30,9 @@ fn series() -> BTreeSet<String> {
     metrics.split("orders", 0, 1, 1);
     metrics.state("reserve", 0, 1, 1);
     metrics.sink_rows("delta", "order_lines", 1);
-    metrics.sink_committed("delta", epoch, time);
-    metrics.sink_backlog("delta", 1);
-    metrics.sink_retry("delta");
+    metrics.sink_committed("delta", "order_lines", epoch, time);
+    metrics.sink_backlog("delta", "order_lines", 1);
+    metrics.sink_retry("delta", "order_lines");
     let text = metrics.render();
     let name = |line: &str| line.split(['{', ' ']).next().unwrap_or_default().to_owned();
     text.lines().filter(|line| !line.starts_with('#')).map(name).collect()

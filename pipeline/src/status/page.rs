@@ -60,7 +60,7 @@ pub(super) fn render(job: &str, phase: Phase, uptime: Duration, rate: f64, famil
         columns(&[figures.by_labels("orderflow_state_entries", &["operator"]), figures.by_labels("orderflow_state_bytes", &["operator"])]);
     table(&mut out, "State", &["operator", "entries", "bytes"], rows.into_iter().map(|(name, v)| vec![name, count(v[0]), bytes(v[1])]));
     let rows = columns(&[
-        figures.by_labels("orderflow_sink_epoch_committed", &["sink"]),
+        figures.least_by_label("orderflow_sink_epoch_committed", "sink"),
         figures.by_labels("orderflow_sink_rows_total", &["sink"]),
         figures.by_labels("orderflow_sink_backlog_rows", &["sink"]),
         figures.by_labels("orderflow_sink_retries_total", &["sink"]),
@@ -125,6 +125,18 @@ impl Figures<'_> {
         out
     }
 
+    /// The least value for each value of `label`: how far all of a sink's streams have come.
+    fn least_by_label(&self, name: &str, label: &str) -> BTreeMap<String, f64> {
+        let mut out = BTreeMap::new();
+        for metric in self.metrics(name) {
+            if let Some(pair) = metric.get_label().iter().find(|pair| pair.name() == label) {
+                let least = out.entry(pair.value().to_owned()).or_insert(f64::INFINITY);
+                *least = any_value(metric).min(*least);
+            }
+        }
+        out
+    }
+
     /// p50 and p99 of a histogram: upper bounds of the buckets in which they fall.
     fn quantiles(&self, name: &str) -> Option<[String; 2]> {
         let histogram = self.metrics(name).first()?.get_histogram();
@@ -174,6 +186,16 @@ mod tests {
         metrics.state("reserve", 1, 20, 2000);
         let families = metrics.gather();
         assert_eq!(Figures(&families).by_labels("orderflow_state_entries", &["operator"])["reserve"], 30.0);
+    }
+
+    #[test]
+    fn a_sink_is_as_far_as_its_last_stream() {
+        let metrics = Metrics::new();
+        for (stream, epoch) in [("order_lines", 7), ("dead_letters", 5)] {
+            metrics.sink_committed("delta", stream, Epoch(epoch), Duration::ZERO);
+        }
+        let families = metrics.gather();
+        assert_eq!(Figures(&families).least_by_label("orderflow_sink_epoch_committed", "sink")["delta"], 5.0);
     }
 
     #[test]
