@@ -1,7 +1,7 @@
 //! The output streams of the job: their names, their columns, their order.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
@@ -42,12 +42,18 @@ impl Stream {
 
     /// The columns that readers see. Each starts with `epoch` (int64), `split` (int32), `offset` (int64).
     pub fn schema(self, windows: &WindowSet) -> SchemaRef {
-        let mut fields = vec![
+        let place = vec![
             Field::new("epoch", DataType::Int64, false),
             // Only an expiry has no place.
             Field::new("split", DataType::Int32, self == Stream::ReservationEvents),
             Field::new("offset", DataType::Int64, self == Stream::ReservationEvents),
         ];
+        Arc::new(Schema::new([place, self.columns(windows)].concat()))
+    }
+
+    /// The columns behind `offset`.
+    fn columns(self, windows: &WindowSet) -> Vec<Field> {
+        let mut fields = Vec::new();
         let text = |name: &str| Field::new(name, DataType::Utf8, false);
         let text_or_null = |name: &str| Field::new(name, DataType::Utf8, true);
         let int = |name: &str| Field::new(name, DataType::Int64, false);
@@ -104,8 +110,38 @@ impl Stream {
                 fields.extend([text("topic"), Field::new("raw", DataType::Binary, false), text("error")]);
             }
         }
-        Arc::new(Schema::new(fields))
+        fields
     }
+}
+
+/// What the dataflow carries for a stream: `place` (uint64), then the columns behind `offset`. [`Stream::schema`]'s first three are made
+/// of the place and the epoch where the stream leaves the dataflow.
+///
+/// `reservation_events` has an `ordinal` (uint32) behind them, see [`internal_reservation_events`].
+pub fn internal_schema(stream: Stream, windows: Option<&WindowSet>) -> SchemaRef {
+    match stream {
+        Stream::ReservationEvents => internal_reservation_events(),
+        Stream::OrderDecisions => {
+            let windows = windows.expect("the decisions' columns depend on the windows");
+            with_place(stream.columns(windows))
+        }
+        Stream::OrderLines | Stream::StockMovements | Stream::DeadLetters => with_place(stream.columns(&WindowSet::default())),
+    }
+}
+
+/// [`internal_schema`] of `reservation_events`: rows of one place come from several workers, so each says which
+/// line of its order it is. An expiry has the place [`AFTER_ROWS`](crate::epoch::Place::AFTER_ROWS).
+pub fn internal_reservation_events() -> SchemaRef {
+    static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
+        let mut fields = Stream::ReservationEvents.columns(&WindowSet::default());
+        fields.push(Field::new("ordinal", DataType::UInt32, false));
+        with_place(fields)
+    });
+    SCHEMA.clone()
+}
+
+fn with_place(fields: Vec<Field>) -> SchemaRef {
+    Arc::new(Schema::new([vec![Field::new("place", DataType::UInt64, false)], fields].concat()))
 }
 
 impl fmt::Display for Stream {

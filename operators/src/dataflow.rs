@@ -1,0 +1,282 @@
+//! Epoch-synchronous operators on timely's edges.
+//!
+//! # Design
+//!
+//! The timestamp is `epoch << ROUND_BITS | round`. Everything outside a loop lives in round 0, and
+//! a feedback edge adds one: a plain `u64` in one scope gives the loop its rounds *and* the order
+//! we want (every round of epoch e before epoch e+1), with one-element frontiers throughout.
+//!
+//! Each worker has a *clock*: a stream with exactly one row for each epoch, its [`EpochInfo`]. An operator
+//! built by [`EpochOperator`] takes the clock as an input of its own and runs once for each epoch, in order, when all its inputs
+//! are past it; also when there are no rows, which is what timers need. The clock's row carries the capability to answer:
+//! the frontier downstream cannot pass an epoch before the operator has run it, however its rows are routed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
+
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, UInt32Array, UInt64Array};
+use arrow::compute::{concat_batches, take_record_batch};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use timely::container::NoopBuilder;
+use timely::dataflow::channels::pact::ParallelizationContract;
+use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::{Scope, Stream};
+use timely::progress::frontier::MutableAntichain;
+
+use crate::batch::{Batch, register_schema};
+use crate::columns::{i64s, u64s};
+use crate::epoch::{Epoch, EpochInfo};
+use crate::rows::PLACE;
+
+/// Each round decides at least one order, so the rounds of an epoch cannot outnumber its orders (plus one for expiry).
+pub const ROUND_BITS: u32 = 20;
+
+/// More rows than this an epoch must not have, so that its rounds fit [`ROUND_BITS`].
+pub const EPOCH_ROWS_MAX: u64 = (1 << ROUND_BITS) - 2;
+
+/// A stream of batches in the job's dataflow.
+pub type Batches<'scope> = Stream<'scope, u64, Batch>;
+
+/// Round 0 of `epoch`.
+pub fn time_of(epoch: Epoch) -> u64 {
+    epoch.0 << ROUND_BITS
+}
+
+/// The epoch that a time belongs to.
+pub fn epoch_of(time: u64) -> Epoch {
+    Epoch(time >> ROUND_BITS)
+}
+
+/// Whether nothing can come any more at `time` or before.
+pub fn is_past(frontier: &MutableAntichain<u64>, time: u64) -> bool {
+    !frontier.less_equal(&time)
+}
+
+/// One batch with all rows of `batches`, by ascending place. `None` if there are none.
+///
+/// What arrives in order, as most does, is not copied, or only concatenated.
+pub fn in_order(mut batches: Vec<RecordBatch>) -> Option<RecordBatch> {
+    batches.retain(|b| b.num_rows() > 0);
+    if batches.len() > 1 {
+        batches.sort_by_key(|b| u64s(b, PLACE)[0]);
+    }
+    let first = batches.first()?;
+    let all = if batches.len() == 1 {
+        first.clone()
+    } else {
+        concat_batches(first.schema_ref(), &batches).expect("the batches of one stream have one schema, and an epoch's bytes are bounded")
+    };
+    let places = u64s(&all, PLACE);
+    if places.is_sorted() {
+        return Some(all);
+    }
+    let mut order: Vec<u32> = (0..places.len() as u32).collect();
+    // Stable, and made of ascending runs, which the standard sort merges.
+    order.sort_by_key(|&row| places[row as usize]);
+    Some(take_record_batch(&all, &UInt32Array::from(order)).expect("the indices are those of rows of this batch"))
+}
+
+// --- the clock -----------------------------------------------------------------------------
+
+/// The clock's rows: epoch (uint64), sealed_at, watermark_before, watermark (int64, microseconds).
+pub fn clock_schema() -> SchemaRef {
+    static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
+        let int = |name| Field::new(name, DataType::Int64, false);
+        let epoch = Field::new("epoch", DataType::UInt64, false);
+        Arc::new(Schema::new(vec![epoch, int("sealed_at"), int("watermark_before"), int("watermark")]))
+    });
+    SCHEMA.clone()
+}
+
+/// The clock's row for an epoch.
+pub fn clock_row(info: &EpochInfo) -> RecordBatch {
+    let int = |v| Arc::new(Int64Array::from(vec![v])) as ArrayRef;
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(UInt64Array::from(vec![info.epoch.0])),
+        int(info.sealed_at),
+        int(info.watermark_before),
+        int(info.watermark),
+    ];
+    RecordBatch::try_new(clock_schema(), columns).expect("the columns fit the clock's schema")
+}
+
+/// What a clock's row says.
+pub fn read_clock_row(row: &RecordBatch) -> EpochInfo {
+    EpochInfo {
+        epoch: Epoch(u64s(row, 0)[0]),
+        sealed_at: i64s(row, 1)[0],
+        watermark_before: i64s(row, 2)[0],
+        watermark: i64s(row, 3)[0],
+    }
+}
+
+// --- inputs that wait ----------------------------------------------------------------------
+
+/// Batches by time.
+pub type Stash = BTreeMap<u64, Vec<RecordBatch>>;
+
+/// Moves what has arrived at one input into the stash given.
+pub type Drain = Box<dyn FnMut(&mut Stash)>;
+
+/// The clock's rows that wait for their epoch to be complete, with the capabilities that came with them.
+pub type Clock = BTreeMap<u64, (EpochInfo, Vec<Capability<u64>>)>;
+
+/// Adds an input whose batches are stashed by time.
+pub fn stashing_input<'scope, P>(builder: &mut OperatorBuilder<'scope, u64>, stream: Batches<'scope>, pact: P) -> Drain
+where
+    P: ParallelizationContract<u64, Batch>,
+    P::Puller: 'static,
+{
+    let mut input = builder.new_input(stream, pact);
+    Box::new(move |stash| {
+        input.for_each(|cap, data| {
+            if let Some(rows) = std::mem::take(data).into_rows() {
+                stash.entry(*cap.time()).or_default().push(rows);
+            }
+        })
+    })
+}
+
+/// Logic of an [`EpochOperator`]: an epoch, its rows by input (each in canonical order), what to send by output.
+pub type Logic = Box<dyn FnMut(&EpochInfo, &mut [Option<RecordBatch>], &mut [Vec<RecordBatch>])>;
+
+/// Builds an operator that runs once for each epoch, when all of it is there.
+pub struct EpochOperator<'scope> {
+    builder: OperatorBuilder<'scope, u64>,
+    clock: Batches<'scope>,
+    inputs: Vec<Drain>,
+    unordered: Vec<bool>,
+    outputs: Vec<OutputBuilder<u64, NoopBuilder<Batch>>>,
+}
+
+impl<'scope> EpochOperator<'scope> {
+    /// `clock` has one row for each epoch on every worker.
+    pub fn new(name: &str, scope: Scope<'scope, u64>, clock: Batches<'scope>) -> Self {
+        let builder = OperatorBuilder::new(name.to_owned(), scope);
+        EpochOperator { builder, clock, inputs: Vec::new(), unordered: Vec::new(), outputs: Vec::new() }
+    }
+
+    /// An input whose rows start with a place, by which they are ordered.
+    pub fn input<P>(mut self, stream: Batches<'scope>, pact: P) -> Self
+    where
+        P: ParallelizationContract<u64, Batch>,
+        P::Puller: 'static,
+    {
+        self.inputs.push(stashing_input(&mut self.builder, stream, pact));
+        self.unordered.push(false);
+        self
+    }
+
+    /// An input whose rows may come in any order; they are only put into one batch.
+    pub fn unordered_input<P>(mut self, stream: Batches<'scope>, pact: P) -> Self
+    where
+        P: ParallelizationContract<u64, Batch>,
+        P::Puller: 'static,
+    {
+        self = self.input(stream, pact);
+        if let Some(last) = self.unordered.last_mut() {
+            *last = true;
+        }
+        self
+    }
+
+    /// The operator with `N` outputs.
+    pub fn build<const N: usize>(mut self, schemas: [&SchemaRef; N], mut logic: Logic) -> [Batches<'scope>; N] {
+        let mut clock_input = self.builder.new_input(self.clock, timely::dataflow::channels::pact::Pipeline);
+        let streams = schemas.map(|schema| {
+            register_schema(schema);
+            let (output, stream) = self.builder.new_output::<Batch>();
+            self.outputs.push(OutputBuilder::from(output));
+            stream
+        });
+        let (mut inputs, mut outputs, unordered) = (self.inputs, self.outputs, self.unordered);
+        self.builder.build(move |capabilities| {
+            drop(capabilities);
+            let mut clock = Clock::new();
+            let mut stashes: Vec<Stash> = inputs.iter().map(|_| Stash::new()).collect();
+            let mut rows: Vec<Option<RecordBatch>> = vec![None; inputs.len()];
+            let mut sent: Vec<Vec<RecordBatch>> = (0..N).map(|_| Vec::new()).collect();
+            move |frontiers| {
+                read_clock(&mut clock_input, &mut clock, N);
+                for (input, stash) in inputs.iter_mut().zip(&mut stashes) {
+                    input(stash);
+                }
+                while let Some(first) = clock.first_entry().filter(|e| frontiers.iter().all(|f| is_past(f, *e.key()))) {
+                    let (time, (info, capabilities)) = first.remove_entry();
+                    for ((rows, stash), &unordered) in rows.iter_mut().zip(&mut stashes).zip(&unordered) {
+                        let batches = stash.remove(&time).unwrap_or_default();
+                        *rows = if unordered { concat(batches) } else { in_order(batches) };
+                    }
+                    logic(&info, &mut rows, &mut sent);
+                    for ((output, sent), capability) in outputs.iter_mut().zip(&mut sent).zip(&capabilities) {
+                        let mut output = output.activate();
+                        let mut session = output.session_with_builder(capability);
+                        for rows in sent.drain(..) {
+                            session.give_container(&mut Batch::from(rows));
+                        }
+                    }
+                }
+            }
+        });
+        streams
+    }
+}
+
+/// Takes the clock's rows that have arrived, with capabilities for the first `outputs` outputs.
+pub fn read_clock<P>(
+    input: &mut timely::dataflow::operators::generic::InputHandleCore<u64, Batch, P>,
+    clock: &mut Clock,
+    outputs: usize,
+) where
+    P: timely::communication::Pull<timely::dataflow::channels::Message<u64, Batch>>,
+{
+    input.for_each(|cap, data| {
+        if let Some(row) = std::mem::take(data).into_rows() {
+            let capabilities = (0..outputs).map(|port| cap.retain(port)).collect();
+            let twice = clock.insert(*cap.time(), (read_clock_row(&row), capabilities));
+            assert!(twice.is_none(), "a clock has one row an epoch");
+        }
+    });
+}
+
+/// One batch with all rows of `batches`, one after the other.
+pub fn concat(batches: Vec<RecordBatch>) -> Option<RecordBatch> {
+    match batches.as_slice() {
+        [] => None,
+        [one] => Some(one.clone()),
+        [first, ..] => Some(concat_batches(first.schema_ref(), &batches).expect("the batches of one stream have one schema")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(places: &[u64]) -> RecordBatch {
+        RecordBatch::try_from_iter([("place", Arc::new(UInt64Array::from(places.to_vec())) as ArrayRef)]).unwrap()
+    }
+
+    #[track_caller]
+    fn check(batches: &[&[u64]], expected: &[u64]) {
+        let ordered = in_order(batches.iter().map(|b| rows(b)).collect());
+        assert_eq!(ordered.map(|b| u64s(&b, PLACE).to_vec()).unwrap_or_default(), expected);
+    }
+
+    #[test]
+    fn canonical_order() {
+        check(&[], &[]);
+        check(&[&[]], &[]);
+        check(&[&[1, 2], &[], &[3]], &[1, 2, 3]);
+        check(&[&[3, 4], &[1, 2]], &[1, 2, 3, 4]);
+        check(&[&[1, 5, 9], &[2, 6], &[0, 7]], &[0, 1, 2, 5, 6, 7, 9]);
+    }
+
+    #[test]
+    fn the_clock_keeps_what_it_is_told() {
+        let info = EpochInfo { epoch: Epoch(7), sealed_at: 1, watermark_before: i64::MIN, watermark: -3 };
+        assert_eq!(read_clock_row(&clock_row(&info)), info);
+        assert_eq!(epoch_of(time_of(Epoch(7)) + 5), Epoch(7));
+    }
+}
