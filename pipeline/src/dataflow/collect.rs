@@ -1,0 +1,136 @@
+//! The end of the dataflow: a stream's rows of an epoch, from all workers, in canonical order, handed to the sinks.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch, UInt32Array};
+use arrow::buffer::NullBuffer;
+use arrow::compute::take_record_batch;
+use arrow::datatypes::SchemaRef;
+use orderflow_operators::columns::{micros, text, u32s, u64s};
+use orderflow_operators::dataflow::{Batches, Clock, Stash, concat, in_order, is_past, read_clock, stashing_input};
+use orderflow_operators::epoch::{Epoch, EpochInfo, Place};
+use orderflow_operators::exchange::to_worker;
+use orderflow_operators::rows::PLACE;
+use orderflow_operators::streams::Stream;
+use timely::dataflow::Scope;
+use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+
+use super::Shared;
+use orderflow_operators::batch::Batch;
+
+/// Brings `rows` together on one worker, by stream, and hands each epoch to the hub. The output has no rows: its frontier
+/// says which epochs the sinks have taken.
+pub(super) fn collect<'scope>(
+    scope: Scope<'scope, u64>,
+    stream: Stream,
+    rows: Vec<Batches<'scope>>,
+    clock: Batches<'scope>,
+    shared: &Shared,
+) -> Batches<'scope> {
+    // Streams are spread over workers; a stream's epochs have one writer, which keeps their order.
+    let owner = stream as usize;
+    let is_owner = owner % scope.peers() == scope.index();
+    let mut builder = OperatorBuilder::new(format!("collect {stream}"), scope);
+    let mut inputs: Vec<_> = rows.into_iter().map(|rows| stashing_input(&mut builder, rows, to_worker(owner))).collect();
+    let mut clock_input = builder.new_input(clock, Pipeline);
+    let (_output, done) = builder.new_output::<Batch>();
+    let activator = scope.worker().sync_activator_for(builder.operator_info().address.to_vec());
+    let hub = shared.hub.clone();
+    if is_owner {
+        hub.on_room(stream, move || {
+            // The worker may have ended already.
+            let _ = activator.activate();
+        });
+    }
+    let schema = stream.schema(&shared.settings.windows);
+    builder.build(move |capabilities| {
+        drop(capabilities);
+        let (mut stash, mut clock) = (Stash::new(), Clock::new());
+        let mut ready: VecDeque<(Capability<u64>, Epoch, Option<RecordBatch>)> = VecDeque::new();
+        move |frontiers| {
+            for input in &mut inputs {
+                input(&mut stash);
+            }
+            read_clock(&mut clock_input, &mut clock, 1);
+            while let Some(first) = clock.first_entry().filter(|e| frontiers.iter().all(|f| is_past(f, *e.key()))) {
+                let (time, (info, mut capabilities)) = first.remove_entry();
+                if let (true, Some(capability)) = (is_owner, capabilities.pop()) {
+                    let rows = epoch_rows(stream, &schema, &info, stash.remove(&time).unwrap_or_default());
+                    hub.decided(stream, &info, rows.as_ref());
+                    ready.push_back((capability, info.epoch, rows));
+                }
+            }
+            // In order, and none before there is room: the capabilities hold the job back meanwhile.
+            while let Some((_, epoch, rows)) = ready.front() {
+                if !hub.offer(stream, *epoch, rows.as_ref()) {
+                    break;
+                }
+                ready.pop_front();
+            }
+        }
+    });
+    done
+}
+
+/// The rows in canonical order, with the columns that readers see.
+fn epoch_rows(stream: Stream, schema: &SchemaRef, info: &EpochInfo, batches: Vec<RecordBatch>) -> Option<RecordBatch> {
+    let rows = match stream {
+        Stream::ReservationEvents => reservation_events_in_order(batches)?,
+        _ => in_order(batches)?,
+    };
+    let places = u64s(&rows, PLACE);
+    let mut columns: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
+    columns.push(Arc::new(Int64Array::from(vec![info.epoch.0 as i64; places.len()])));
+    let has_place = |p: &u64| Place(*p) != Place::AFTER_ROWS;
+    let nulls = (!places.iter().all(has_place)).then(|| NullBuffer::from_iter(places.iter().map(has_place)));
+    columns.push(Arc::new(Int32Array::new(places.iter().map(|&p| Place(p).split()).collect(), nulls.clone())));
+    columns.push(Arc::new(Int64Array::new(places.iter().map(|&p| Place(p).offset()).collect(), nulls)));
+    // The place before them and, in reservation events, the ordinal behind them have done their work.
+    columns.extend(rows.columns()[1..].iter().take(schema.fields().len() - 3).cloned());
+    Some(RecordBatch::try_new(schema.clone(), columns).expect("the columns fit the stream's schema"))
+}
+
+/// By place and line; what has no place by (event time, order id, line).
+fn reservation_events_in_order(batches: Vec<RecordBatch>) -> Option<RecordBatch> {
+    const ORDER_ID: usize = 1;
+    const EVENT_TIME: usize = 5;
+    const ORDINAL: usize = 8;
+    let all = concat(batches.into_iter().filter(|b| b.num_rows() > 0).collect())?;
+    let (places, ordinals) = (u64s(&all, PLACE), u32s(&all, ORDINAL));
+    let (times, ids) = (micros(&all, EVENT_TIME), text(&all, ORDER_ID));
+    let key = |r: u32| {
+        let r = r as usize;
+        let expiry = (Place(places[r]) == Place::AFTER_ROWS).then(|| (times[r], ids.value(r)));
+        (places[r], expiry, ordinals[r])
+    };
+    let mut order: Vec<u32> = (0..all.num_rows() as u32).collect();
+    if order.is_sorted_by_key(|&r| key(r)) {
+        return Some(all);
+    }
+    order.sort_by_key(|&r| key(r));
+    Some(take_record_batch(&all, &UInt32Array::from(order)).expect("the indices are those of rows of this batch"))
+}
+
+/// How many rows there are of each decision; the columns are those of `order_decisions`.
+pub(crate) fn count_decisions(rows: &RecordBatch) -> crate::job_plan::DecisionCounts {
+    let mut counts = crate::job_plan::DecisionCounts::default();
+    let column = |name: &str| rows.column_by_name(name).map(|c| c.as_string::<i32>());
+    if let (Some(decisions), Some(reasons)) = (column("decision"), column("reason")) {
+        for row in 0..rows.num_rows() {
+            let count = match (decisions.value(row), reasons.value(row)) {
+                ("accepted", _) => &mut counts.accepted,
+                ("review", _) => &mut counts.review,
+                (_, "invalid") => &mut counts.invalid,
+                (_, "duplicate") => &mut counts.duplicate,
+                (_, "conflict") => &mut counts.conflict,
+                (_, "fraud") => &mut counts.fraud,
+                _ => &mut counts.out_of_stock,
+            };
+            *count += 1;
+        }
+    }
+    counts
+}

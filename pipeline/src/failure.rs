@@ -1,0 +1,64 @@
+//! The first thing that went wrong, and that the job is to end.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// Shared by every part of a job: whoever fails says so here, everybody else looks here and stops.
+#[derive(Clone, Default)]
+pub struct Failure(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    first: OnceLock<String>,
+    on_failure: Mutex<Vec<Box<dyn Fn() + Send>>>,
+}
+
+impl Failure {
+    /// Says what went wrong. Only the first message counts: what follows is mostly its echo.
+    pub fn report(&self, message: impl ToString) {
+        let message = message.to_string();
+        tracing::debug!(message, "failure reported");
+        if self.0.first.set(message).is_ok() {
+            for wake in self.0.on_failure.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                wake();
+            }
+        }
+    }
+
+    /// The message, if something went wrong.
+    pub fn message(&self) -> Option<&str> {
+        self.0.first.get().map(String::as_str)
+    }
+
+    /// Whether something went wrong.
+    pub fn is_set(&self) -> bool {
+        self.message().is_some()
+    }
+
+    /// Calls `wake` when something goes wrong (at once if it has).
+    pub fn on_failure(&self, wake: impl Fn() + Send + 'static) {
+        if self.is_set() {
+            wake();
+        }
+        self.0.on_failure.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(wake));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn the_first_message_counts_and_wakes() {
+        let failure = Failure::default();
+        let woken = Arc::new(AtomicUsize::new(0));
+        let count = woken.clone();
+        failure.on_failure(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert!(!failure.is_set());
+        failure.report("disk full");
+        failure.report("worker 1 stopped");
+        assert_eq!((failure.message(), woken.load(Ordering::Relaxed)), (Some("disk full"), 1));
+    }
+}

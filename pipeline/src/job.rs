@@ -1,0 +1,324 @@
+//! A job from its start to its end: opens the log and the sinks, runs the workers, waits for the last commit.
+
+mod settings;
+mod sinks;
+
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use orderflow_operators::epoch::Epoch;
+use tokio::sync::watch;
+
+use crate::config::{Config, ReplayClock};
+use crate::dataflow::Shared;
+use crate::epoch_log::{EpochLogError, EpochRecord, LocalLog, LogHeader, LogWriter};
+use crate::failure::Failure;
+use crate::job_plan::{Cluster, Handles, Progress, ReplayPlan, RunPlan, Summary};
+use crate::metrics::cpu_seconds;
+use crate::sealer::{Cut, Sealer};
+use crate::sink_hub::SinkHub;
+use crate::source::{FileSource, KafkaSource, Source, SourceError};
+use crate::worker::{Head, HeadSummary, WorkerPlan};
+
+/// Why a job ended before its input.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// The epoch log.
+    #[error(transparent)]
+    EpochLog(#[from] EpochLogError),
+    /// A source.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A setting that only shows to be wrong when it is used.
+    #[error("{0}")]
+    Setting(String),
+    /// A sink that cannot be written to.
+    #[error("{0}")]
+    Sink(String),
+    /// Threads or sockets.
+    #[error("cannot start: {0}")]
+    Start(String),
+    /// Something failed while it ran. What was committed stays, and the same command goes on from there.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// A job with everything chosen.
+pub struct Job {
+    /// All settings.
+    pub config: Config,
+    /// Where rows come from.
+    pub source: Arc<dyn Source>,
+    /// For each split: where a new job starts, and its weight among the others.
+    pub starts: Vec<(i64, u64)>,
+    /// How epochs are cut.
+    pub cut: Cut,
+    /// Whether `future` is checked: not in replays of files.
+    pub live: bool,
+    /// Where the epoch log is kept.
+    pub folder: PathBuf,
+    /// The other processes.
+    pub cluster: Option<Cluster>,
+    /// What both kinds of run have.
+    pub handles: Handles,
+    /// Rows of the whole input, where known.
+    pub rows_total: Option<u64>,
+}
+
+/// Runs the whole job over a fixture folder, to the end of its files.
+///
+/// # Errors
+/// With one message that says what to do. The same command then goes on where the job was.
+pub fn replay(plan: ReplayPlan) -> Result<Summary, JobError> {
+    let ReplayPlan { mut config, input, out, cluster, handles } = plan;
+    let source = FileSource::open_folder(&input, settings::source_limits(&config))?;
+    if config.sinks.delta.url.is_empty() {
+        config.sinks.delta.url = out.join("delta").display().to_string();
+    }
+    let starts = source.sizes().into_iter().map(|bytes| (0, bytes)).collect();
+    let job = Job {
+        source: Arc::new(source),
+        starts,
+        cut: Cut::Replay,
+        live: false,
+        folder: out,
+        cluster,
+        handles,
+        rows_total: None,
+        config,
+    };
+    job.execute()
+}
+
+/// Runs the job on topics until it is asked to stop.
+///
+/// # Errors
+/// With one message that says what to do. The same command then goes on where the job was.
+pub fn run(plan: RunPlan) -> Result<Summary, JobError> {
+    let RunPlan { mut config, cluster, handles } = plan;
+    let source = KafkaSource::connect(settings::kafka(&config), settings::source_limits(&config))?;
+    if config.sinks.delta.url.is_empty() {
+        config.sinks.delta.url = config.job.data_dir.join("delta").display().to_string();
+    }
+    let starts = source.start_offsets()?.into_iter().map(|offset| (offset, 1)).collect();
+    let job = Job {
+        source: Arc::new(source),
+        starts,
+        cut: Cut::Live { linger: config.epoch.linger.as_duration() },
+        live: true,
+        folder: config.job.data_dir.clone(),
+        cluster,
+        handles,
+        rows_total: None,
+        config,
+    };
+    job.execute()
+}
+
+/// The epoch log in a job's folder.
+///
+/// # Errors
+/// If there is none, or it is damaged.
+pub fn epochs(folder: &Path) -> Result<Vec<EpochRecord>, EpochLogError> {
+    LocalLog::read(folder)
+}
+
+/// How soon the end of a part is noticed.
+const POLL: Duration = Duration::from_millis(20);
+/// How long workers may take to leave after a failure.
+const LEAVE: Duration = Duration::from_secs(2);
+/// How long processes of a job wait for each other at the start.
+const MEET: Duration = Duration::from_secs(60);
+
+impl Job {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// With one message that says what to do.
+    pub fn execute(self) -> Result<Summary, JobError> {
+        let (started, cpu_before) = (Instant::now(), cpu_seconds());
+        let config = &self.config;
+        let (process, processes) = self.cluster.as_ref().map_or((0, 1), |c| (c.process, c.hosts.len()));
+        let workers = config.job.worker_count();
+        let peers = workers * processes;
+        let failure = Failure::default();
+        let metrics = self.handles.metrics.clone();
+        let settings = Arc::new(settings::operators(config, self.live)?);
+        let header = LogHeader {
+            format: LogHeader::FORMAT,
+            job: config.job.id.clone(),
+            splits: self.source.splits().iter().map(|s| s.name.clone()).collect(),
+            settings: settings::meaning(config, &settings),
+        };
+
+        // Process 0 keeps the log, and with it the right to run.
+        let log = if process == 0 { Some(LocalLog::open(&self.folder, &header)?) } else { None };
+        let tape = log.as_ref().map_or_else(Vec::new, |(_, tape)| tape.clone());
+        let replayed = tape.last().map_or(Epoch(0), |r| r.epoch);
+        let (durable, durable_seen) = watch::channel(replayed);
+
+        // Sinks: what they committed is known before the first row moves.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(config.job.worker_count().clamp(2, 8))
+            .thread_name("io")
+            .enable_all()
+            .build()
+            .map_err(|e| JobError::Start(e.to_string()))?;
+        let hub = Arc::new(SinkHub::new(metrics.clone(), || Utc::now().timestamp_micros()));
+        let mine = |stream: usize| (stream % peers) / workers == process;
+        let drivers = sinks::drivers(config, &settings, &hub, &metrics, &failure, durable_seen, mine)?;
+        let committed: Vec<watch::Receiver<Epoch>> = drivers.iter().map(|d| d.committed.subscribe()).collect();
+        let tasks = runtime.block_on(sinks::start(drivers)).map_err(JobError::Sink)?;
+
+        let head = match log {
+            None => None,
+            Some((log, tape)) => {
+                let failed = failure.clone();
+                let log = LogWriter::start(Box::new(log), durable.clone(), move |error| failed.report(error))
+                    .map_err(|e| JobError::Start(e.to_string()))?;
+                Some(Head {
+                    sealer: Sealer::new(self.cut, config.epoch.rows_max, tape, &self.starts),
+                    log,
+                    clock: seal_clock(config, self.cut)?,
+                    stop: self.handles.stop.clone(),
+                    progress: self.handles.progress.clone(),
+                    committed: committed.clone(),
+                    rows_total: self.rows_total,
+                })
+            }
+        };
+        let plan = Arc::new(WorkerPlan {
+            source: self.source.clone(),
+            mark_bytes: settings::mark_bytes(config, self.source.splits().len()),
+            in_flight: config.epoch.in_flight as u64,
+            durable,
+            clustered: processes > 1,
+            shared: Shared { settings, hub: hub.clone(), metrics, failure: failure.clone() },
+        });
+        let done = run_workers(plan, head, workers, self.cluster.clone(), &failure)?;
+        hub.close();
+
+        // The last commits.
+        let mut tasks = tasks;
+        while !tasks.is_empty() && !failure.is_set() {
+            tasks.retain(|task| !task.is_finished());
+            let epoch_committed = committed.iter().map(|c| c.borrow().0).min().unwrap_or(0);
+            let rows_done = done.map_or(0, |d| d.rows);
+            let epoch = done.map_or(0, |d| d.last.0);
+            (self.handles.progress)(Progress { rows_done, rows_total: self.rows_total, epoch, epoch_committed, draining: true });
+            std::thread::sleep(POLL);
+        }
+        if let Some(message) = failure.message() {
+            runtime.shutdown_background();
+            return Err(JobError::Failed(message.to_owned()));
+        }
+        runtime.shutdown_timeout(LEAVE);
+        let (decisions, dead_letters) = hub.counts();
+        let done = done.unwrap_or_default();
+        Ok(Summary {
+            epochs: done.last.0,
+            epochs_replayed: replayed.0,
+            rows_in: done.rows,
+            decisions,
+            dead_letters,
+            unknown_fields: self.handles.metrics.unknown_fields(),
+            seconds: started.elapsed().as_secs_f64(),
+            cpu_seconds: cpu_seconds() - cpu_before,
+            stopped: done.stopped,
+        })
+    }
+}
+
+/// What gives new epochs their sealing time.
+fn seal_clock(config: &Config, cut: Cut) -> Result<Box<dyn FnMut(Epoch) -> i64 + Send>, JobError> {
+    if cut == Cut::Replay && config.replay.clock == ReplayClock::Fixed {
+        let start = DateTime::parse_from_rfc3339(&config.replay.start)
+            .map_err(|e| JobError::Setting(format!("replay.start \"{}\": {e}; write it like 2026-01-05T10:00:00Z", config.replay.start)))?;
+        return Ok(crate::worker::fixed_clock(start.timestamp_millis(), config.replay.step.as_micros() / 1000));
+    }
+    Ok(Box::new(|_| Utc::now().timestamp_millis()))
+}
+
+/// Runs the workers in threads of their own, so that one that hangs after a failure cannot keep the job from ending.
+fn run_workers(
+    plan: Arc<WorkerPlan>,
+    head: Option<Head>,
+    workers: usize,
+    cluster: Option<Cluster>,
+    failure: &Failure,
+) -> Result<Option<HeadSummary>, JobError> {
+    let communication = match cluster {
+        Some(Cluster { hosts, process }) => {
+            timely::CommunicationConfig::Cluster { threads: workers, process, addresses: hosts, report: false, zerocopy: false }
+        }
+        None if workers == 1 => timely::CommunicationConfig::Thread,
+        None => timely::CommunicationConfig::Process(workers),
+    };
+    let config = timely::Config { communication, worker: timely::WorkerConfig::default() };
+    let (sender, results) = mpsc::channel();
+    let (met, meeting) = mpsc::channel();
+    let (head, met) = (Mutex::new(head), Mutex::new(met));
+    let failed = failure.clone();
+    let body = move |worker: &mut timely::worker::Worker| {
+        // Nobody listens any more once the job has given up waiting.
+        let _ = met.lock().unwrap_or_else(PoisonError::into_inner).send(());
+        let head = if worker.index() == 0 { head.lock().unwrap_or_else(PoisonError::into_inner).take() } else { None };
+        let run = std::panic::catch_unwind(AssertUnwindSafe(|| crate::worker::run(worker, &plan, head)));
+        run.unwrap_or_else(|panic| {
+            plan.shared.failure.report(format!("worker {} failed: {}; this is a bug, please report it", worker.index(), panic_message(&*panic)));
+            for dataflow in worker.installed_dataflows() {
+                worker.drop_dataflow(dataflow);
+            }
+            None
+        })
+    };
+    std::thread::Builder::new()
+        .name("workers".into())
+        .spawn(move || {
+            let result = timely::execute(config, body).map(|guards| guards.join());
+            let _ = sender.send(result);
+        })
+        .map_err(|e| JobError::Start(e.to_string()))?;
+
+    let clustered = meeting.recv_timeout(MEET);
+    if clustered.is_err() && !failed.is_set() {
+        // Either the workers' threads could not start, which their result says, or the other processes did not come.
+        if let Ok(Err(error)) = results.try_recv() {
+            return Err(JobError::Start(error));
+        }
+        return Err(JobError::Start(format!("the job's other processes did not answer within {} s; start all of them", MEET.as_secs())));
+    }
+    let mut give_up: Option<Instant> = None;
+    loop {
+        match results.recv_timeout(POLL) {
+            Ok(Ok(workers)) => {
+                let mut summary = None;
+                for worker in workers {
+                    match worker {
+                        Ok(head) => summary = summary.or(head),
+                        Err(error) => failed.report(format!("a worker failed: {error}")),
+                    }
+                }
+                return match failed.message() {
+                    Some(message) => Err(JobError::Failed(message.to_owned())),
+                    None => Ok(summary),
+                };
+            }
+            Ok(Err(error)) => return Err(JobError::Start(error)),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(JobError::Failed("the workers' thread ended without a result".into())),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+        if let Some(message) = failed.message()
+            && *give_up.get_or_insert_with(|| Instant::now() + LEAVE) < Instant::now()
+        {
+            return Err(JobError::Failed(message.to_owned()));
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic")
+}

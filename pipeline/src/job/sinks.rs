@@ -1,0 +1,111 @@
+//! From the settings to running sinks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use orderflow_operators::epoch::Epoch;
+use orderflow_operators::streams::Stream;
+use orderflow_sinks::Sink;
+use orderflow_sinks::clickhouse::{ClickHouseSettings, ClickHouseSink};
+use orderflow_sinks::delta::{DeltaSettings, DeltaSink};
+use orderflow_sinks::jsonl::{JsonLinesSink, JsonLinesTarget};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::JobError;
+use crate::config::{Config, DeliveryConfig, Interval};
+use crate::dataflow::Settings;
+use crate::failure::Failure;
+use crate::metrics::Metrics;
+use crate::sink_driver::{Driver, DriverSettings};
+use crate::sink_hub::SinkHub;
+
+/// A driver for each enabled sink of each stream for which `mine` holds.
+pub(super) fn drivers(
+    config: &Config,
+    settings: &Settings,
+    hub: &Arc<SinkHub>,
+    metrics: &Metrics,
+    failure: &Failure,
+    durable: watch::Receiver<Epoch>,
+    mine: impl Fn(usize) -> bool,
+) -> Result<Vec<Driver>, JobError> {
+    let mut drivers = Vec::new();
+    let mut add = |stream: Stream, sink: Box<dyn Sink>, interval: Interval, rows_max: u64, delivery: DeliveryConfig| {
+        drivers.push(Driver {
+            sink,
+            stream,
+            settings: DriverSettings {
+                interval: interval.as_duration(),
+                rows_max,
+                backoff_min: delivery.retry_backoff_min.as_duration(),
+                backoff_max: delivery.retry_backoff_max.as_duration(),
+            },
+            queue: hub.queue(stream, delivery.queue_rows_max),
+            hub: hub.clone(),
+            durable: durable.clone(),
+            committed: watch::channel(Epoch(0)).0,
+            metrics: metrics.clone(),
+            failure: failure.clone(),
+        });
+    };
+    for (number, stream) in Stream::ALL.into_iter().enumerate().filter(|&(number, _)| mine(number)) {
+        debug_assert_eq!(number, stream as usize);
+        let schema = stream.schema(&settings.windows);
+        let sinks = &config.sinks;
+        if sinks.delta.enabled {
+            let sink = DeltaSink::new(&config.job.id, stream.name(), schema.clone(), delta(config)?).map_err(|e| JobError::Sink(e.to_string()))?;
+            add(stream, Box::new(sink), sinks.delta.commit_interval, sinks.delta.commit_rows_max, sinks.delta.delivery());
+        }
+        if sinks.clickhouse.enabled {
+            let sink = ClickHouseSink::new(stream, schema.clone(), clickhouse(config)).map_err(|e| JobError::Sink(e.to_string()))?;
+            add(stream, Box::new(sink), sinks.clickhouse.commit_interval, sinks.clickhouse.commit_rows_max, sinks.clickhouse.delivery());
+        }
+        let chosen = sinks.jsonl.streams.is_empty() || sinks.jsonl.streams.iter().any(|s| s == stream.name());
+        if sinks.jsonl.enabled && chosen {
+            let target = match sinks.jsonl.path.as_str() {
+                "-" => JsonLinesTarget::Stdout,
+                path => JsonLinesTarget::Folder(path.into()),
+            };
+            let sink = JsonLinesSink::new(stream.name(), schema, target);
+            // For a look: at once.
+            add(stream, Box::new(sink), Interval::millis(100), u64::MAX, sinks.jsonl.delivery());
+        }
+    }
+    Ok(drivers)
+}
+
+/// Asks each sink what it has committed, all at the same time, and starts them.
+pub(super) async fn start(drivers: Vec<Driver>) -> Result<Vec<JoinHandle<()>>, String> {
+    let recovering = drivers.into_iter().map(|mut driver| async move {
+        let recovered = driver.recover().await?;
+        Ok::<_, String>((driver, recovered))
+    });
+    let recovered = futures::future::try_join_all(recovering).await?;
+    Ok(recovered.into_iter().map(|(driver, recovered)| tokio::spawn(driver.run(recovered))).collect())
+}
+
+fn delta(config: &Config) -> Result<DeltaSettings, JobError> {
+    let delta = &config.sinks.delta;
+    Ok(DeltaSettings {
+        url: delta.url.clone(),
+        compression: delta.compression.parse().map_err(|e| JobError::Setting(format!("sinks.delta.compression: {e}")))?,
+        checkpoint_interval: delta.checkpoint_commits,
+        storage: delta.storage.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+        optimize_commits: delta.optimize_commits,
+        vacuum_retention: Duration::from_micros(delta.vacuum_retention.as_micros().max(0) as u64),
+        ..DeltaSettings::default()
+    })
+}
+
+fn clickhouse(config: &Config) -> ClickHouseSettings {
+    let clickhouse = &config.sinks.clickhouse;
+    ClickHouseSettings {
+        url: clickhouse.url.clone(),
+        database: clickhouse.database.clone(),
+        user: clickhouse.user.clone(),
+        password: clickhouse.password.reveal().to_owned(),
+        job: config.job.id.clone(),
+        ..ClickHouseSettings::default()
+    }
+}

@@ -1,0 +1,375 @@
+//! The sealer: decides how the input is cut into epochs.
+//!
+//! # Design
+//!
+//! The sealer runs on worker 0. It knows of each split how far its owner has read ahead, and where the last epoch ended. It plays back
+//! the epochs that the log has already; after the last of them it cuts new ones:
+//!
+//! - **Live**: as soon as a row is there and `linger` has passed since the last seal, an epoch takes what there is, up to
+//!   `rows_max` rows. While earlier epochs keep the dataflow busy none is sealed, so epochs grow under load and shrink when idle.
+//! - **Replay**: an epoch takes `rows_max` rows, from each split so many that all splits come to their ends together. It waits
+//!   until they have been read: the cut is a function of the files and the settings, not of how fast anything runs.
+//!
+//! An epoch's bytes are bounded too. Owners report *marks*: offsets at every so many bytes of a split; an epoch passes at most
+//! [`MARKS_MAX`] of them in a split.
+//!
+//! It does no I/O and reads no clock: it is told the time and what is available.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use orderflow_operators::epoch::Epoch;
+
+use crate::epoch_log::EpochRecord;
+
+/// Marks that an epoch passes at most in a split.
+pub const MARKS_MAX: usize = 4;
+
+/// How epochs are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// What there is, at most so often.
+    Live {
+        /// Least time between two seals.
+        linger: Duration,
+    },
+    /// So many rows, proportionally from all splits, whatever the time.
+    Replay,
+}
+
+/// What an owner says of a split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// Read ahead up to here, exclusive.
+    End(i64),
+    /// There is nothing behind the last end.
+    Ended,
+    /// An epoch should rather not go far beyond this offset: many bytes lie before it.
+    Mark(i64),
+}
+
+#[derive(Clone, Debug)]
+struct SplitState {
+    /// Where the next epoch starts.
+    position: i64,
+    /// Where the split started; for proportions.
+    start: i64,
+    /// How much of the whole input it is; not 0.
+    weight: u64,
+    end: i64,
+    ended: bool,
+    marks: VecDeque<i64>,
+}
+
+impl SplitState {
+    /// Where an epoch's range may end at most, by the marks.
+    fn mark_limit(&self) -> Option<i64> {
+        self.marks.get(MARKS_MAX - 1).copied()
+    }
+    fn rows(&self) -> u64 {
+        (self.mark_limit().unwrap_or(i64::MAX).min(self.end) - self.position).max(0) as u64
+    }
+    /// Whether it is known what an epoch that wants `rows` can have.
+    fn is_settled(&self, rows: u64) -> bool {
+        self.ended || self.mark_limit().is_some() || self.rows() >= rows
+    }
+    fn is_exhausted(&self) -> bool {
+        self.ended && self.position >= self.end
+    }
+}
+
+/// Cuts the input into epochs.
+#[derive(Debug)]
+pub struct Sealer {
+    cut: Cut,
+    rows_max: u64,
+    tape: VecDeque<EpochRecord>,
+    splits: Vec<SplitState>,
+    last: Epoch,
+    sealed_at: i64,
+    /// Milliseconds of the caller's monotonic clock.
+    last_seal_ms: Option<u64>,
+}
+
+/// What the sealer says when asked for an epoch.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// An epoch that the log has already.
+    Replayed(EpochRecord),
+    /// A new one, to be logged.
+    Sealed(EpochRecord),
+    /// None before so much time has passed.
+    After(Duration),
+    /// None before more is read.
+    Waiting,
+    /// None any more: all splits have ended.
+    Finished,
+}
+
+impl Sealer {
+    /// `tape`: the log's epochs. `splits`: where each split starts without them, and its weight (any measure of its size).
+    pub fn new(cut: Cut, rows_max: u64, tape: Vec<EpochRecord>, splits: &[(i64, u64)]) -> Self {
+        let mut states: Vec<SplitState> = splits
+            .iter()
+            .map(|&(start, weight)| SplitState {
+                position: start,
+                start,
+                weight: weight.max(1),
+                end: start,
+                ended: false,
+                marks: VecDeque::new(),
+            })
+            .collect();
+        for record in &tape {
+            for (&split, &(_, end)) in &record.ranges {
+                states[split as usize].position = end;
+            }
+        }
+        let last = tape.last();
+        Sealer {
+            cut,
+            rows_max,
+            last: last.map_or(Epoch(0), |r| r.epoch),
+            sealed_at: last.map_or(i64::MIN, |r| r.sealed_at),
+            tape: tape.into(),
+            splits: states,
+            last_seal_ms: None,
+        }
+    }
+
+    /// Where each split is first read: at the start of the first range of the tape, or where new epochs start.
+    pub fn first_offsets(&self) -> Vec<i64> {
+        let mut first: Vec<i64> = self.splits.iter().map(|s| s.position).collect();
+        for record in self.tape.iter().rev() {
+            for (&split, &(start, _)) in &record.ranges {
+                first[split as usize] = start;
+            }
+        }
+        first
+    }
+
+    /// Takes an owner's report.
+    pub fn hear(&mut self, split: u32, report: Report) {
+        let split = &mut self.splits[split as usize];
+        match report {
+            Report::End(end) => split.end = split.end.max(end),
+            Report::Ended => split.ended = true,
+            Report::Mark(at) if at > split.position => split.marks.push_back(at),
+            Report::Mark(_) => {}
+        }
+    }
+
+    /// The next epoch, if there can be one. `now_ms`: the wall clock, milliseconds since 1970, for the sealing time. `monotonic_ms`: for `linger`.
+    pub fn next(&mut self, now_ms: i64, monotonic_ms: u64) -> Next {
+        if let Some(record) = self.tape.pop_front() {
+            return Next::Replayed(record);
+        }
+        let wanted = match self.cut {
+            Cut::Live { linger } => {
+                if self.splits.iter().all(|s| s.rows() == 0) {
+                    return if self.splits.iter().all(|s| s.is_exhausted()) { Next::Finished } else { Next::Waiting };
+                }
+                if let Some(last) = self.last_seal_ms {
+                    let passed = Duration::from_millis(monotonic_ms.saturating_sub(last));
+                    if passed < linger {
+                        return Next::After(linger - passed);
+                    }
+                }
+                self.share_of_available()
+            }
+            Cut::Replay => {
+                if self.splits.iter().all(|s| s.is_exhausted()) {
+                    return Next::Finished;
+                }
+                match self.share_of_input() {
+                    Some(wanted) => wanted,
+                    None => return Next::Waiting,
+                }
+            }
+        };
+        self.last_seal_ms = Some(monotonic_ms);
+        self.last = self.last.next();
+        // A clock that was set back does not take time back.
+        self.sealed_at = self.sealed_at.max(now_ms);
+        let mut ranges = BTreeMap::new();
+        for (number, (split, rows)) in self.splits.iter_mut().zip(wanted).enumerate() {
+            let start = split.position;
+            let end = start + rows.min(split.rows()) as i64;
+            if end > start {
+                ranges.insert(number as u32, (start, end));
+                split.position = end;
+                while split.marks.front().is_some_and(|&mark| mark <= end) {
+                    split.marks.pop_front();
+                }
+            }
+        }
+        Next::Sealed(EpochRecord { epoch: self.last, sealed_at: self.sealed_at, ranges })
+    }
+
+    /// Rows by split: all that there are, or a proportional part of them.
+    fn share_of_available(&self) -> Vec<u64> {
+        let available: Vec<u64> = self.splits.iter().map(SplitState::rows).collect();
+        let total: u64 = available.iter().sum();
+        if total <= self.rows_max {
+            return available;
+        }
+        proportion(self.rows_max, &available, &available)
+    }
+
+    /// Rows by split of the next `rows_max` rows of the whole input, if enough has been read to say.
+    fn share_of_input(&self) -> Option<Vec<u64>> {
+        // Against the proportion of what was taken before, so that small epochs do not starve a small split.
+        let taken: Vec<u64> = self.splits.iter().map(|s| (s.position - s.start) as u64).collect();
+        let total: u64 = taken.iter().sum::<u64>() + self.rows_max;
+        let weights: u128 = self.splits.iter().map(|s| s.weight as u128).sum();
+        let behind: Vec<u64> = self
+            .splits
+            .iter()
+            .zip(&taken)
+            .map(|(s, &taken)| {
+                let ideal = (total as u128 * s.weight as u128).div_ceil(weights) as u64;
+                if s.is_exhausted() { 0 } else { ideal.saturating_sub(taken) }
+            })
+            .collect();
+        let rooms: Vec<u64> = self.splits.iter().map(|s| if s.is_exhausted() { 0 } else { u64::MAX }).collect();
+        let wanted = if behind.iter().sum::<u64>() >= self.rows_max {
+            proportion(self.rows_max, &behind, &behind)
+        } else {
+            // Some splits ended before their share: the others take it.
+            let rest = self.rows_max - behind.iter().sum::<u64>();
+            let weights: Vec<u64> = self.splits.iter().map(|s| if s.is_exhausted() { 0 } else { s.weight }).collect();
+            let more = proportion(rest, &weights, &rooms);
+            behind.iter().zip(more).map(|(b, m)| b + m).collect()
+        };
+        // Whether a split has ended changes the others' shares, so that too must be known of each.
+        self.splits.iter().zip(&wanted).all(|(s, &rows)| s.is_settled(rows.max(1))).then_some(wanted)
+    }
+}
+
+/// Divides `total` by `weights`, at most `rooms` each; what rounding leaves goes to the heaviest, then to the first.
+fn proportion(total: u64, weights: &[u64], rooms: &[u64]) -> Vec<u64> {
+    let sum: u128 = weights.iter().map(|&w| w as u128).sum::<u128>().max(1);
+    let mut parts: Vec<u64> =
+        weights.iter().zip(rooms).map(|(&w, &room)| ((total as u128 * w as u128 / sum) as u64).min(room)).collect();
+    let mut rest = total.saturating_sub(parts.iter().sum());
+    let mut order: Vec<usize> = (0..weights.len()).filter(|&i| weights[i] > 0).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(weights[i]));
+    for i in order.into_iter().cycle().take(2 * weights.len()) {
+        if rest == 0 {
+            break;
+        }
+        if parts[i] < rooms[i] {
+            parts[i] += 1;
+            rest -= 1;
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read_all(sealer: &mut Sealer, ends: &[i64]) {
+        for (split, &end) in ends.iter().enumerate() {
+            sealer.hear(split as u32, Report::End(end));
+            sealer.hear(split as u32, Report::Ended);
+        }
+    }
+
+    fn ranges(next: Next) -> Vec<(u32, (i64, i64))> {
+        match next {
+            Next::Sealed(record) => record.ranges.into_iter().collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn replay_takes_proportionally_and_waits() {
+        let mut sealer = Sealer::new(Cut::Replay, 10, vec![], &[(0, 100), (0, 400)]);
+        assert_eq!(sealer.next(5, 0), Next::Waiting);
+        sealer.hear(0, Report::End(100));
+        sealer.hear(1, Report::End(7));
+        assert_eq!(sealer.next(5, 0), Next::Waiting);
+        sealer.hear(1, Report::End(400));
+        assert_eq!(ranges(sealer.next(5, 0)), [(0, (0, 2)), (1, (0, 8))]);
+        // The clock goes back, the sealing time does not.
+        let Next::Sealed(record) = sealer.next(3, 0) else { panic!() };
+        assert_eq!((record.epoch, record.sealed_at), (Epoch(2), 5));
+    }
+
+    #[test]
+    fn live_takes_what_there_is() {
+        let mut sealer = Sealer::new(Cut::Live { linger: Duration::from_millis(5) }, 10, vec![], &[(0, 1), (7, 1)]);
+        assert_eq!(sealer.next(0, 0), Next::Waiting);
+        sealer.hear(1, Report::End(10));
+        assert_eq!(ranges(sealer.next(0, 0)), [(1, (7, 10))]);
+        sealer.hear(0, Report::End(50));
+        sealer.hear(1, Report::End(20));
+        assert_eq!(sealer.next(0, 2), Next::After(Duration::from_millis(3)));
+        assert_eq!(ranges(sealer.next(0, 5)), [(0, (0, 9)), (1, (10, 11))]);
+    }
+
+    #[test]
+    fn marks_bound_an_epochs_bytes() {
+        let mut sealer = Sealer::new(Cut::Replay, 100, vec![], &[(0, 1)]);
+        for mark in [3, 5, 6, 8, 20] {
+            sealer.hear(0, Report::Mark(mark));
+        }
+        sealer.hear(0, Report::End(30));
+        assert_eq!(ranges(sealer.next(0, 0)), [(0, (0, 8))]);
+        assert_eq!(sealer.next(0, 0), Next::Waiting);
+        sealer.hear(0, Report::Ended);
+        assert_eq!(ranges(sealer.next(0, 0)), [(0, (8, 30))]);
+        assert_eq!(sealer.next(0, 0), Next::Finished);
+    }
+
+    #[test]
+    fn the_tape_comes_first() {
+        let record = EpochRecord { epoch: Epoch(1), sealed_at: 9, ranges: [(1, (3, 5))].into() };
+        let mut sealer = Sealer::new(Cut::Replay, 4, vec![record.clone()], &[(0, 1), (0, 1)]);
+        assert_eq!(sealer.first_offsets(), [0, 3]);
+        assert_eq!(sealer.next(0, 0), Next::Replayed(record));
+        read_all(&mut sealer, &[0, 7]);
+        assert_eq!(ranges(sealer.next(0, 0)), [(1, (5, 7))]);
+        assert_eq!(sealer.next(0, 0), Next::Finished);
+    }
+
+    proptest! {
+        /// Every offset is in one epoch, epochs have `rows_max` rows but for the last, and a restart at any epoch cuts alike.
+        #[test]
+        fn replay_covers_the_input(
+            sizes in prop::collection::vec((0i64..300, 1u64..1000), 1..6),
+            rows_max in 1u64..120,
+            restart in 0usize..50,
+        ) {
+            let splits: Vec<(i64, u64)> = sizes.iter().map(|&(_, weight)| (0, weight)).collect();
+            let ends: Vec<i64> = sizes.iter().map(|&(end, _)| end).collect();
+            let run = |tape: Vec<EpochRecord>| {
+                let mut sealer = Sealer::new(Cut::Replay, rows_max, tape, &splits);
+                read_all(&mut sealer, &ends);
+                let mut log = Vec::new();
+                loop {
+                    match sealer.next(0, 0) {
+                        Next::Sealed(record) | Next::Replayed(record) => log.push(record),
+                        Next::Finished => break log,
+                        other => panic!("{other:?}"),
+                    }
+                }
+            };
+            let log = run(vec![]);
+            let mut at = vec![0; sizes.len()];
+            for record in &log {
+                prop_assert!(record.offsets() > 0 && record.offsets() <= rows_max);
+                for (&split, &(start, end)) in &record.ranges {
+                    prop_assert_eq!(at[split as usize], start);
+                    at[split as usize] = end;
+                }
+            }
+            prop_assert_eq!(at, ends);
+            let head = log[..restart.min(log.len())].to_vec();
+            prop_assert_eq!(run(head), log);
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Drives one sink of one stream: when to commit, when to try again, what was committed before.
+//!
+//! # Design
+//!
+//! Epochs come in order. Those that the sink has committed in an earlier life are skipped. The others are written, and committed in
+//! groups: after `interval`, or when `rows_max` rows are written; but only when the epoch log is durable through the group, since a result must
+//! not outlive the record of the epoch that it came from. A group that an earlier life began is committed through
+//! exactly the epoch that it recorded.
+//!
+//! A sink that is down is tried again, with a backoff that doubles up to a limit, for as long as it takes: meanwhile its queue fills, and the
+//! job holds back. What retrying cannot mend ends the job.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use orderflow_operators::epoch::Epoch;
+use orderflow_operators::streams::Stream;
+use orderflow_sinks::{EpochRows, Recovered, Sink, SinkError};
+use tokio::sync::watch;
+
+use crate::failure::Failure;
+use crate::metrics::Metrics;
+use crate::sink_hub::{Delivery, QueueEnd, SinkHub};
+
+/// When a sink commits and how it is tried again.
+#[derive(Clone, Copy, Debug)]
+pub struct DriverSettings {
+    /// Longest time from an epoch's end to its commit.
+    pub interval: Duration,
+    /// Rows in a group after which it is committed.
+    pub rows_max: u64,
+    /// Wait after a first failure.
+    pub backoff_min: Duration,
+    /// Longest wait between two tries.
+    pub backoff_max: Duration,
+}
+
+/// A sink of a stream with what it needs to go on by itself.
+pub struct Driver {
+    /// The sink.
+    pub sink: Box<dyn Sink>,
+    /// Its stream.
+    pub stream: Stream,
+    /// Settings.
+    pub settings: DriverSettings,
+    /// Where rows come from.
+    pub queue: QueueEnd,
+    /// Told when there is room again.
+    pub hub: Arc<SinkHub>,
+    /// How far the epoch log is durable.
+    pub durable: watch::Receiver<Epoch>,
+    /// How far this sink has committed.
+    pub committed: watch::Sender<Epoch>,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Where to say what cannot be mended.
+    pub failure: Failure,
+}
+
+/// What a group has come to.
+#[derive(Default)]
+struct Group {
+    rows: u64,
+    /// Rows of the queue that are done with when the group is committed.
+    through: Option<Epoch>,
+    since: Option<Instant>,
+}
+
+/// The job is ending: there is nothing more to do.
+struct Ended;
+
+impl Driver {
+    /// Finds out what was committed before.
+    pub async fn recover(&mut self) -> Result<Recovered, String> {
+        let mut backoff = self.settings.backoff_min;
+        loop {
+            match self.sink.recover().await {
+                Ok(recovered) => return Ok(recovered),
+                Err(error @ SinkError::Refused { .. }) => return Err(error.to_string()),
+                Err(error) => self.pause(&error, &mut backoff).await.map_err(|Ended| error.to_string())?,
+            }
+        }
+    }
+
+    /// Writes and commits until the queue ends.
+    pub async fn run(mut self, recovered: Recovered) {
+        // The message stands in `failure` already.
+        let _ = self.drive(recovered).await;
+    }
+
+    async fn drive(&mut self, recovered: Recovered) -> Result<(), Ended> {
+        let Recovered { committed, mut group_through } = recovered;
+        self.committed.send_replace(committed);
+        let mut group = Group::default();
+        loop {
+            let deadline = group.since.map(|since| since + self.settings.interval);
+            let delivery = tokio::select! {
+                biased;
+                () = sleep_until(deadline), if group.through.is_some() && group_through.is_none() => None,
+                delivery = self.queue.deliveries.recv() => Some(delivery),
+            };
+            let full = match delivery {
+                None => true,
+                Some(None) => {
+                    self.commit(&mut group).await?;
+                    return Ok(());
+                }
+                Some(Some(Delivery::Rows(epoch, rows))) => {
+                    let count = rows.num_rows() as u64;
+                    if epoch > committed {
+                        self.write(epoch, rows).await?;
+                        group.rows += count;
+                        group.since.get_or_insert_with(Instant::now);
+                    } else {
+                        self.hub.taken(self.stream, &self.queue.backlog, count);
+                    }
+                    false
+                }
+                Some(Some(Delivery::Through(epoch))) => {
+                    let begun = group_through == Some(epoch);
+                    if begun {
+                        group_through = None;
+                    }
+                    if epoch > committed && (group.rows > 0 || begun) {
+                        group.through = Some(epoch);
+                    }
+                    begun || (group_through.is_none() && group.rows >= self.settings.rows_max)
+                }
+            };
+            if full {
+                self.commit(&mut group).await?;
+            }
+        }
+    }
+
+    async fn write(&mut self, epoch: Epoch, rows: arrow::array::RecordBatch) -> Result<(), Ended> {
+        let mut backoff = self.settings.backoff_min;
+        loop {
+            match self.sink.write(EpochRows { epoch, rows: rows.clone() }).await {
+                Ok(()) => return Ok(()),
+                Err(error) => self.pause(&error, &mut backoff).await?,
+            }
+        }
+    }
+
+    async fn commit(&mut self, group: &mut Group) -> Result<(), Ended> {
+        let Some(through) = group.through else { return Ok(()) };
+        loop {
+            tokio::select! {
+                durable = self.durable.wait_for(|&durable| durable >= through) => {
+                    // A closed log has failed, and said so.
+                    if durable.is_err() { return Err(Ended) }
+                    break;
+                }
+                () = tokio::time::sleep(FAILURE_CHECK) => if self.failure.is_set() { return Err(Ended) },
+            }
+        }
+        let mut backoff = self.settings.backoff_min;
+        let started = Instant::now();
+        while let Err(error) = self.sink.commit(through).await {
+            self.pause(&error, &mut backoff).await?;
+        }
+        let name = self.sink.name();
+        self.metrics.sink_rows(name, self.stream.name(), group.rows);
+        self.metrics.sink_committed(name, through, started.elapsed());
+        self.hub.taken(self.stream, &self.queue.backlog, group.rows);
+        self.metrics.sink_backlog(name, self.queue.backlog.rows());
+        self.committed.send_replace(through);
+        *group = Group::default();
+        if let Err(error) = self.sink.maintain().await {
+            // Nothing of the results depends on it; it is due again after the next commit.
+            tracing::warn!(sink = name, stream = self.stream.name(), %error, "maintenance failed");
+        }
+        Ok(())
+    }
+
+    async fn pause(&self, error: &SinkError, backoff: &mut Duration) -> Result<(), Ended> {
+        let (sink, stream) = (self.sink.name(), self.stream.name());
+        if matches!(error, SinkError::Refused { .. }) {
+            self.failure.report(format!("sink {sink}, stream {stream}: {error}"));
+        }
+        if self.failure.is_set() {
+            return Err(Ended);
+        }
+        tracing::warn!(sink, stream, %error, retry_in_ms = backoff.as_millis() as u64, "sink unavailable");
+        self.metrics.sink_retry(sink);
+        let until = Instant::now() + *backoff;
+        while Instant::now() < until {
+            tokio::time::sleep(FAILURE_CHECK.min(until - Instant::now())).await;
+            if self.failure.is_set() {
+                return Err(Ended);
+            }
+        }
+        *backoff = (*backoff * 2).min(self.settings.backoff_max);
+        Ok(())
+    }
+}
+
+/// How soon a waiting sink notices that the job is ending.
+const FAILURE_CHECK: Duration = Duration::from_millis(100);
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}

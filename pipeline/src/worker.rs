@@ -1,0 +1,383 @@
+//! What a worker thread does: reads ahead, on worker 0 seals, and lets the dataflow run.
+//!
+//! Two dataflows run on every worker. The *job* has epochs as its time. The *control* dataflow has none: it carries what owners of
+//! splits have read to the sealer on worker 0, and from there to all where to start reading and how far the epoch log is durable.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use orderflow_operators::batch::Batch;
+use orderflow_operators::dataflow::time_of;
+use orderflow_operators::epoch::Epoch;
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::channels::pact::{Exchange, Pipeline};
+use timely::dataflow::operators::Input;
+use timely::dataflow::operators::generic::Operator;
+use timely::dataflow::operators::vec::Broadcast;
+use timely::dataflow::{InputHandle, ProbeHandle};
+use timely::worker::Worker;
+use tokio::sync::watch;
+
+use crate::dataflow::{self, Readers, RemoteReport, SealInput, Shared, seal_batch};
+use crate::epoch_log::{EpochRecord, LogWriter};
+use crate::job_plan::{Progress, ProgressFn, Stop};
+use crate::sealer::{Next, Report, Sealer};
+use crate::source::{Source, Wake};
+
+/// What all workers of a process have in common.
+pub struct WorkerPlan {
+    /// Where rows come from.
+    pub source: Arc<dyn Source>,
+    /// Bytes of a split between two marks.
+    pub mark_bytes: u64,
+    /// Most epochs between the sealer and the sinks' queues.
+    pub in_flight: u64,
+    /// Told how far the log is durable: by the log itself on process 0, by the control dataflow on the others.
+    pub durable: watch::Sender<Epoch>,
+    /// Whether there are other processes.
+    pub clustered: bool,
+    /// What the operators need.
+    pub shared: Shared,
+}
+
+/// What worker 0 has besides.
+pub struct Head {
+    /// Cuts the epochs.
+    pub sealer: Sealer,
+    /// Makes them durable.
+    pub log: LogWriter,
+    /// Gives new epochs their sealing time: milliseconds since 1970.
+    pub clock: Box<dyn FnMut(Epoch) -> i64 + Send>,
+    /// Asked between epochs.
+    pub stop: Stop,
+    /// Told now and then.
+    pub progress: ProgressFn,
+    /// How far each sink of this process has committed.
+    pub committed: Vec<watch::Receiver<Epoch>>,
+    /// Rows of the whole input, where known.
+    pub rows_total: Option<u64>,
+}
+
+/// What worker 0 did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HeadSummary {
+    /// The last epoch.
+    pub last: Epoch,
+    /// Offsets in the epochs that went through.
+    pub rows: u64,
+    /// Whether it ended because it was asked to.
+    pub stopped: bool,
+}
+
+/// Where to read from, and how far the log is durable: (split, offset) or ([`DURABLE`], epoch).
+type ControlMessage = (u32, i64);
+const DURABLE: u32 = u32::MAX;
+
+type ReportInput = InputHandle<u64, CapacityContainerBuilder<Vec<RemoteReport>>>;
+type ControlInput = InputHandle<u64, CapacityContainerBuilder<Vec<ControlMessage>>>;
+
+/// How long a worker sleeps at most when nothing wakes it.
+const PARK_MAX: Duration = Duration::from_millis(100);
+/// Time between two reports of progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+/// Time between two readings of the splits' lag.
+const LAG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Runs the job on this worker until its input has ended and left the dataflow, or something failed.
+pub fn run(worker: &mut Worker, plan: &WorkerPlan, head: Option<Head>) -> Option<HeadSummary> {
+    let readers = Rc::new(RefCell::new(Readers::none(plan.mark_bytes)));
+    let mut seals = SealInput::new_with_builder();
+    let probe = worker.dataflow::<u64, _, _>(|scope| {
+        let stream = scope.input_from(&mut seals);
+        dataflow::build(scope, stream, readers.clone(), &plan.shared)
+    });
+    let (mut control, inbox) = control_dataflow(worker, &plan.durable);
+    let wake = waker(worker, readers.borrow().source_operator.clone());
+    plan.shared.failure.on_failure({
+        let wake = wake.clone();
+        move || wake()
+    });
+    let mut body = Body { plan, readers, control: Some(&mut control), inbox, wake, reports: Vec::new(), lag_shown: Instant::now() };
+    // Workers without a head have no seals to send; their input ends here.
+    let mut head = head.map(|head| HeadState::new(head, seals, probe.clone(), worker.peers()));
+
+    let finished = loop {
+        if plan.shared.failure.is_set() {
+            break false;
+        }
+        if let Err(error) = body.step(worker, head.as_mut()) {
+            plan.shared.failure.report(error);
+            break false;
+        }
+        let mut park = PARK_MAX;
+        if let Some(head) = &mut head {
+            park = head.step(&mut body).min(PARK_MAX);
+        }
+        if probe.done() {
+            break true;
+        }
+        worker.step_or_park(Some(park));
+    };
+    let summary = head.map(|head| head.summary());
+    body.control = None;
+    drop(body);
+    drop(control);
+    if !finished {
+        // The rest of the job may hang on what failed: leave it.
+        for dataflow in worker.installed_dataflows() {
+            worker.drop_dataflow(dataflow);
+        }
+    }
+    summary
+}
+
+struct Control {
+    reports: Option<ReportInput>,
+    messages: Option<ControlInput>,
+}
+
+/// What has come in over the control dataflow.
+#[derive(Default)]
+struct Inbox {
+    reports: Vec<RemoteReport>,
+    /// Splits to read, and from where.
+    starts: Vec<(u32, i64)>,
+}
+
+fn control_dataflow(worker: &mut Worker, durable: &watch::Sender<Epoch>) -> (Control, Rc<RefCell<Inbox>>) {
+    let inbox = Rc::new(RefCell::new(Inbox::default()));
+    let (mut reports, mut messages) = (ReportInput::new_with_builder(), ControlInput::new_with_builder());
+    worker.dataflow::<u64, _, _>(|scope| {
+        let to = inbox.clone();
+        scope.input_from(&mut reports).sink(Exchange::new(|_: &RemoteReport| 0), "reports", move |(input, _frontier)| {
+            input.for_each(|_time, data| to.borrow_mut().reports.append(data));
+        });
+        let (to, durable) = (inbox.clone(), durable.clone());
+        scope.input_from(&mut messages).broadcast().sink(Pipeline, "control", move |(input, _frontier)| {
+            input.for_each(|_time, data| {
+                for (what, value) in data.drain(..) {
+                    if what == DURABLE {
+                        // Here, not in the worker's loop: sinks wait for the last one when that loop has ended.
+                        durable.send_modify(|epoch| *epoch = (*epoch).max(Epoch(value as u64)));
+                    } else {
+                        to.borrow_mut().starts.push((what, value));
+                    }
+                }
+            });
+        });
+    });
+    (Control { reports: Some(reports), messages: Some(messages) }, inbox)
+}
+
+/// Wakes this worker's thread and schedules its source.
+fn waker(worker: &Worker, source_operator: Vec<usize>) -> Wake {
+    let thread = std::thread::current();
+    let activator = std::sync::Mutex::new(worker.sync_activator_for(source_operator));
+    Arc::new(move || {
+        if let Ok(activator) = activator.lock() {
+            // The worker may have ended.
+            let _ = activator.activate();
+        }
+        thread.unpark();
+    })
+}
+
+struct Body<'a> {
+    plan: &'a WorkerPlan,
+    readers: Rc<RefCell<Readers>>,
+    control: Option<&'a mut Control>,
+    inbox: Rc<RefCell<Inbox>>,
+    wake: Wake,
+    reports: Vec<RemoteReport>,
+    lag_shown: Instant,
+}
+
+impl Body<'_> {
+    /// Handles what came over the control dataflow, and tells the sealer what was read.
+    fn step(&mut self, worker: &Worker, head: Option<&mut HeadState>) -> Result<(), crate::source::SourceError> {
+        let Inbox { reports, starts } = std::mem::take(&mut *self.inbox.borrow_mut());
+        for (split, offset) in starts.into_iter().filter(|(split, _)| *split as usize % worker.peers() == worker.index()) {
+            self.readers.borrow_mut().open(&*self.plan.source, split, offset, &self.wake)?;
+        }
+        if let Some(head) = head {
+            for report in reports {
+                let (split, report) = Report::decode(report);
+                head.sealer.hear(split, report);
+            }
+        }
+        if let Some(control) = &mut self.control
+            && let Some(input) = &mut control.reports
+        {
+            self.readers.borrow_mut().report(&mut self.reports)?;
+            for report in self.reports.drain(..) {
+                input.send(report);
+            }
+            input.flush();
+        }
+        if self.lag_shown.elapsed() >= LAG_INTERVAL {
+            self.lag_shown = Instant::now();
+            for (topic, split, lag, bytes) in self.readers.borrow().lags() {
+                self.plan.shared.metrics.split(self.plan.shared.settings.topic_name(topic), split, lag, bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_all(&mut self, message: ControlMessage) {
+        if let Some(control) = &mut self.control
+            && let Some(input) = &mut control.messages
+        {
+            input.send(message);
+            input.flush();
+        }
+    }
+}
+
+/// Worker 0's part.
+struct HeadState {
+    sealer: Sealer,
+    log: Option<LogWriter>,
+    clock: Box<dyn FnMut(Epoch) -> i64 + Send>,
+    stop: Stop,
+    progress: ProgressFn,
+    committed: Vec<watch::Receiver<Epoch>>,
+    rows_total: Option<u64>,
+    seals: Option<SealInput>,
+    probe: ProbeHandle<u64>,
+    peers: usize,
+    started: Instant,
+    progress_shown: Instant,
+    opened: bool,
+    durable_told: Epoch,
+    next: Epoch,
+    /// Epochs in the dataflow, with the rows up to their ends.
+    under_way: VecDeque<(Epoch, u64)>,
+    rows_sealed: u64,
+    rows_done: u64,
+    stopped: bool,
+}
+
+impl HeadState {
+    fn new(head: Head, seals: SealInput, probe: ProbeHandle<u64>, peers: usize) -> Self {
+        let Head { sealer, log, clock, stop, progress, committed, rows_total } = head;
+        HeadState {
+            sealer,
+            log: Some(log),
+            clock,
+            stop,
+            progress,
+            committed,
+            rows_total,
+            seals: Some(seals),
+            probe,
+            peers,
+            started: Instant::now(),
+            progress_shown: Instant::now(),
+            opened: false,
+            durable_told: Epoch(0),
+            next: Epoch(1),
+            under_way: VecDeque::new(),
+            rows_sealed: 0,
+            rows_done: 0,
+            stopped: false,
+        }
+    }
+
+    fn summary(&self) -> HeadSummary {
+        HeadSummary { last: Epoch(self.next.0 - 1), rows: self.rows_sealed, stopped: self.stopped }
+    }
+
+    /// Seals what can be sealed; returns how long nothing needs to be done unless something happens.
+    fn step(&mut self, body: &mut Body<'_>) -> Duration {
+        if !std::mem::replace(&mut self.opened, true) {
+            for (split, offset) in self.sealer.first_offsets().into_iter().enumerate() {
+                body.tell_all((split as u32, offset));
+            }
+        }
+        if body.plan.clustered {
+            let durable = *body.plan.durable.borrow();
+            if durable > self.durable_told {
+                self.durable_told = durable;
+                body.tell_all((DURABLE, durable.0 as i64));
+            }
+        }
+        while self.under_way.front().is_some_and(|&(epoch, _)| !self.probe.less_than(&time_of(epoch.next()))) {
+            self.rows_done = self.under_way.pop_front().map_or(0, |(_, rows)| rows);
+        }
+        let park = self.seal(body);
+        if self.progress_shown.elapsed() >= PROGRESS_INTERVAL {
+            self.progress_shown = Instant::now();
+            (self.progress)(Progress {
+                rows_done: self.rows_done,
+                rows_total: self.rows_total,
+                epoch: self.next.0 - 1 - self.under_way.len() as u64,
+                epoch_committed: self.committed.iter().map(|c| c.borrow().0).min().unwrap_or(0),
+                draining: self.seals.is_none(),
+            });
+        }
+        park
+    }
+
+    fn seal(&mut self, body: &mut Body<'_>) -> Duration {
+        while let Some(seals) = &mut self.seals {
+            if self.stop.requested() {
+                self.stopped = true;
+                self.finish(body);
+                break;
+            }
+            if self.under_way.len() as u64 >= body.plan.in_flight {
+                break;
+            }
+            let now_ms = (self.clock)(self.next);
+            let (record, is_new) = match self.sealer.next(now_ms, self.started.elapsed().as_millis() as u64) {
+                Next::Replayed(record) => (record, false),
+                Next::Sealed(record) => (record, true),
+                Next::After(wait) => return wait,
+                Next::Waiting => break,
+                Next::Finished => {
+                    self.finish(body);
+                    break;
+                }
+            };
+            self.rows_sealed += record.offsets();
+            self.under_way.push_back((record.epoch, self.rows_sealed));
+            self.next = record.epoch.next();
+            seals.advance_to(time_of(record.epoch));
+            seals.send_batch(&mut Batch::from(seal_batch(&record, self.peers)));
+            // At once, so that the epoch can be over.
+            seals.advance_to(time_of(self.next));
+            if is_new {
+                body.plan.shared.metrics.epoch_sealed(record.epoch, record.offsets());
+                self.append(record);
+            }
+        }
+        PARK_MAX
+    }
+
+    fn append(&self, record: EpochRecord) {
+        if let Some(log) = &self.log {
+            log.append(record);
+        }
+    }
+
+    /// No more epochs: waits for the log, tells the others, and closes the input.
+    fn finish(&mut self, body: &mut Body<'_>) {
+        self.log = None;
+        if body.plan.clustered {
+            let durable = *body.plan.durable.borrow();
+            body.tell_all((DURABLE, durable.0 as i64));
+        }
+        self.seals = None;
+        if let Some(control) = &mut body.control {
+            control.messages = None;
+        }
+    }
+}
+
+/// Milliseconds for a tape clock that starts at `start` and goes on by `step` an epoch.
+pub fn fixed_clock(start: i64, step: i64) -> Box<dyn FnMut(Epoch) -> i64 + Send> {
+    Box::new(move |epoch| start + step * (epoch.0 as i64 - 1))
+}
