@@ -1,0 +1,166 @@
+//! A fixture folder: `inventory-*.jsonl` and `orders-*.jsonl`, plain or compressed, one split a file.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use flate2::bufread::MultiGzDecoder;
+use orderflow_operators::decode::Topic;
+use orderflow_operators::epoch::Place;
+
+use super::buffer::{Feed, buffer};
+use super::chunk::ChunkBuilder;
+use super::lines::Lines;
+use super::{Source, SourceError, SourceLimits, Split, SplitReader, Wake, numbered};
+
+/// The files of a folder, each read by a thread of its own while it is open.
+#[derive(Debug)]
+pub struct FileSource {
+    splits: Vec<Split>,
+    /// By split.
+    files: Vec<InputFile>,
+    limits: SourceLimits,
+}
+
+impl FileSource {
+    /// Lists the files of `folder`: `inventory-*.jsonl`, then `orders-*.jsonl`, each sorted by the bytes of their names. A file may be
+    /// compressed (`.jsonl.gz`, `.jsonl.zst`), which changes neither its place nor its offsets. Other files are not looked at.
+    ///
+    /// # Errors
+    /// If the folder cannot be read, has no such file, too many, or the same one in two compressions.
+    pub fn open_folder(folder: &Path, limits: SourceLimits) -> Result<FileSource, SourceError> {
+        let unreadable = |path: &Path, source: io::Error| SourceError::Unreadable { path: path.to_owned(), source: Arc::new(source) };
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(|error| unreadable(folder, error))? {
+            let path = entry.map_err(|error| unreadable(folder, error))?.path();
+            let Some(file) = InputFile::of(path) else { continue };
+            if std::fs::metadata(&file.path).map_err(|error| unreadable(&file.path, error))?.is_file() {
+                files.push(file);
+            }
+        }
+        if files.is_empty() {
+            return Err(SourceError::NoFiles { folder: folder.to_owned() });
+        }
+        files.sort_by(|a, b| (a.topic == Topic::Orders, &a.name, &a.path).cmp(&(b.topic == Topic::Orders, &b.name, &b.path)));
+        if let Some(pair) = files.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            let [first, second] = [&pair[0], &pair[1]].map(|file| file_name(&file.path));
+            return Err(SourceError::FileTwice { folder: folder.to_owned(), first, second });
+        }
+        let names = |topic| files.iter().filter(move |file| file.topic == topic).map(|file| file.name.clone());
+        let splits = numbered(names(Topic::Inventory), names(Topic::Orders))?;
+        Ok(FileSource { splits, files, limits: limits.checked() })
+    }
+
+    /// Of each split, the bytes of its file as it is on disk.
+    pub fn sizes(&self) -> Vec<u64> {
+        self.files.iter().map(|file| std::fs::metadata(&file.path).map_or(0, |metadata| metadata.len())).collect()
+    }
+}
+
+impl Source for FileSource {
+    fn splits(&self) -> &[Split] {
+        &self.splits
+    }
+
+    fn open(&self, split: u32, offset: i64, wake: Wake) -> Result<SplitReader, SourceError> {
+        assert!(offset >= 0, "offsets are line numbers from 0");
+        let file = self.files[split as usize].clone();
+        let limits = self.limits;
+        let input = file.open().map_err(|source| SourceError::Unreadable { path: file.path.clone(), source: Arc::new(source) })?;
+        let (feed, reader) = buffer(&file.name, offset, limits, wake);
+        thread::Builder::new()
+            .name(format!("read-{split}"))
+            .spawn(move || match read(input, &file, offset, limits, &feed) {
+                Ok(()) => feed.end(),
+                Err(error) => feed.fail(error),
+            })
+            .map_err(|source| SourceError::Unreadable { path: self.files[split as usize].path.clone(), source: Arc::new(source) })?;
+        Ok(reader)
+    }
+
+    fn bounded(&self) -> bool {
+        true
+    }
+}
+
+/// Feeds the lines of `input` from line `offset` on, until it ends or nobody wants them.
+fn read(input: Box<dyn BufRead>, file: &InputFile, offset: i64, limits: SourceLimits, feed: &Feed) -> Result<(), SourceError> {
+    let broken = |(line, source): (i64, io::Error)| SourceError::Broken { path: file.path.clone(), line, source: Arc::new(source) };
+    let mut lines = Lines::new(input);
+    let skipped = lines.skip(offset).map_err(|error| broken((0, error)))?;
+    if skipped < offset {
+        return Err(SourceError::FileShorter { path: file.path.clone(), lines: skipped, offset });
+    }
+    let mut chunk = ChunkBuilder::new(limits);
+    let mut next = offset;
+    while feed.wait_for_room() {
+        let read = lines.read(&mut chunk, next);
+        let end = *read.as_ref().map_or_else(|(end, _)| end, |(end, _)| end);
+        if end > Place::OFFSET_MAX {
+            return Err(SourceError::OffsetTooLarge { split: file.name.clone(), offset: end });
+        }
+        chunk.build().into_iter().for_each(|chunk| feed.push(chunk));
+        let (end, last) = read.map_err(broken)?;
+        if last {
+            return Ok(());
+        }
+        next = end;
+    }
+    Ok(())
+}
+
+#[derive(Clone, Debug)]
+struct InputFile {
+    path: PathBuf,
+    topic: Topic,
+    /// The file's name without the ending of its compression: what it is sorted and known by.
+    name: String,
+    compression: Compression,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl InputFile {
+    /// What the file's name says that it is; none if it is no input.
+    fn of(path: PathBuf) -> Option<InputFile> {
+        let full = file_name(&path);
+        let (name, compression) = [(".gz", Compression::Gzip), (".zst", Compression::Zstd)]
+            .into_iter()
+            .find_map(|(ending, compression)| Some((full.strip_suffix(ending)?, compression)))
+            .unwrap_or((&full, Compression::None));
+        let stem = name.strip_suffix(".jsonl")?;
+        let topic = match stem {
+            _ if stem.starts_with("inventory-") => Topic::Inventory,
+            _ if stem.starts_with("orders-") => Topic::Orders,
+            _ => return None,
+        };
+        Some(InputFile { topic, name: name.to_owned(), compression, path })
+    }
+
+    fn open(&self) -> io::Result<Box<dyn BufRead + Send>> {
+        /// Fits a core's cache, so that a line's bytes are still there when they are copied into a chunk.
+        const READ_BYTES: usize = 128 << 10;
+        let file = File::open(&self.path)?;
+        Ok(match self.compression {
+            Compression::None => Box::new(BufReader::with_capacity(READ_BYTES, file)),
+            Compression::Gzip => Box::new(BufReader::with_capacity(READ_BYTES, MultiGzDecoder::new(BufReader::new(file)))),
+            Compression::Zstd => {
+                Box::new(BufReader::with_capacity(READ_BYTES, zstd::stream::read::Decoder::with_buffer(BufReader::new(file))?))
+            }
+        })
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests;
