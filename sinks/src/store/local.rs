@@ -1,0 +1,221 @@
+//! Local disk, such that what was put stays after a power failure.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions,
+    PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
+};
+use uuid::Uuid;
+
+/// [`LocalFileSystem`] that writes through to the disk: a file is whole and durable before its name is, and its name is before
+/// `put` returns.
+///
+/// object_store's own leaves that to the kernel, and a power failure may leave a log entry of no bytes, which no
+/// reader gets past. What a kill leaves of a file under way is named `<file>#<number>`, which listings do not show.
+#[derive(Debug, Default)]
+pub struct DurableLocal {
+    files: Arc<LocalFileSystem>,
+}
+
+impl DurableLocal {
+    /// The whole disk: "/" is its root.
+    pub fn new() -> DurableLocal {
+        DurableLocal::default()
+    }
+}
+
+impl fmt::Display for DurableLocal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DurableLocal({})", self.files)
+    }
+}
+
+fn failed(path: &FilePath, error: io::Error) -> Error {
+    let path = path.display().to_string();
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => Error::AlreadyExists { path, source: error.into() },
+        io::ErrorKind::NotFound => Error::NotFound { path, source: error.into() },
+        _ => Error::Generic { store: "local disk", source: error.into() },
+    }
+}
+
+async fn blocking<T: Send + 'static>(path: PathBuf, work: impl FnOnce(&FilePath) -> io::Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(move || work(&path).map_err(|e| failed(&path, e))).await?
+}
+
+/// Writes `payload` beside `path`, and gives it that name.
+fn put(path: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    make_folder(folder)?;
+    let mut staged = path.as_os_str().to_owned();
+    staged.push(format!("#{}", Uuid::new_v4().as_u128()));
+    let staged = PathBuf::from(staged);
+    let written = write(&staged, payload).and_then(|()| match create {
+        // Unlike a rename, a link fails if the name is taken.
+        true => std::fs::hard_link(&staged, path),
+        false => std::fs::rename(&staged, path),
+    });
+    if create || written.is_err() {
+        // What matters is told by `written`.
+        let _ = std::fs::remove_file(&staged);
+    }
+    written?;
+    sync(folder)
+}
+
+fn write(path: &FilePath, payload: &PutPayload) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    payload.iter().try_for_each(|bytes| file.write_all(bytes))?;
+    file.sync_data()
+}
+
+/// Makes the folder and those above it, durably.
+fn make_folder(folder: &FilePath) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let Some(parent) = folder.parent() else { return Ok(()) };
+    make_folder(parent)?;
+    match std::fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => sync(parent),
+    }
+}
+
+fn sync(path: &FilePath) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// A large file in parts.
+#[derive(Debug)]
+struct DurableUpload {
+    upload: Box<dyn MultipartUpload>,
+    path: PathBuf,
+}
+
+#[async_trait]
+impl MultipartUpload for DurableUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        self.upload.put_part(data)
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        let done = self.upload.complete().await?;
+        blocking(self.path.clone(), |path| {
+            sync(path)?;
+            path.parent().map_or(Ok(()), sync)
+        })
+        .await?;
+        Ok(done)
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.upload.abort().await
+    }
+}
+
+#[async_trait]
+impl ObjectStore for DurableLocal {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        let create = match opts.mode {
+            PutMode::Create => true,
+            PutMode::Overwrite => false,
+            // It says that it cannot.
+            PutMode::Update(_) => return self.files.put_opts(location, payload, opts).await,
+        };
+        blocking(self.files.path_to_filesystem(location)?, move |path| put(path, &payload, create)).await?;
+        Ok(PutResult { e_tag: None, version: None })
+    }
+
+    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        let path = self.files.path_to_filesystem(location)?;
+        Ok(Box::new(DurableUpload { upload: self.files.put_multipart_opts(location, opts).await?, path }))
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.files.get_opts(location, options).await
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.files.get_ranges(location, ranges).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.files.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.files.list(prefix)
+    }
+
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.files.list_with_offset(prefix, offset)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.files.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.files.copy_opts(from, to, options).await
+    }
+
+    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
+        self.files.rename_opts(from, to, options).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::StreamExt;
+    use object_store::ObjectStoreExt;
+
+    fn names(folder: &FilePath) -> Vec<String> {
+        let mut names: Vec<_> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[tokio::test]
+    async fn a_name_is_given_once_or_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = DurableLocal::new();
+        let at = Path::from_absolute_path(folder.path().join("_log/1.json")).unwrap();
+        store.put_opts(&at, "one".into(), PutMode::Create.into()).await.unwrap();
+        let error = store.put_opts(&at, "two".into(), PutMode::Create.into()).await.unwrap_err();
+        assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
+        assert_eq!(store.get(&at).await.unwrap().bytes().await.unwrap(), "one");
+        store.put(&at, "three".into()).await.unwrap();
+        assert_eq!(store.get(&at).await.unwrap().bytes().await.unwrap(), "three");
+        assert_eq!(names(&folder.path().join("_log")), ["1.json"]);
+    }
+
+    #[tokio::test]
+    async fn what_a_kill_left_is_not_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("1.json#123"), "on").unwrap();
+        let prefix = Path::from_absolute_path(folder.path()).unwrap();
+        assert_eq!(DurableLocal::new().list(Some(&prefix)).count().await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_file_in_the_way_is_an_error_with_its_cause() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        let at = Path::from_absolute_path(folder.path().join("file/1.json")).unwrap();
+        let error = DurableLocal::new().put(&at, "one".into()).await.unwrap_err();
+        assert!(matches!(error, Error::Generic { .. }), "{error:?}");
+    }
+}
