@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::compute::cast;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use arrow::error::ArrowError;
 use bytes::Bytes;
 use chrono::Utc;
@@ -15,8 +15,10 @@ use orderflow_operators::epoch::Epoch;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::basic::Encoding;
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle};
 use uuid::Uuid;
@@ -26,9 +28,8 @@ use super::statistics::statistics;
 
 /// Rows of a Parquet row group: what a reader decodes at a time.
 const ROW_GROUP_ROWS: usize = 256 * 1024;
-/// Bytes of a column's dictionary at which the column goes on without: enough for names and codes, not for ids, which are told
-/// so early.
-const DICTIONARY_BYTES: usize = 64 << 10;
+/// Bytes of a column's dictionary at which the column goes on without one: enough for names and codes, and soon reached by ids.
+const DICTIONARY_BYTES: usize = 32 << 10;
 
 /// What the files of a table have in common.
 #[derive(Debug)]
@@ -39,15 +40,27 @@ pub(super) struct FileFormat {
 }
 
 impl FileFormat {
+    /// Integers are packed as differences: a third less CPU than dictionaries, for a few bytes more. Only text has
+    /// dictionaries.
     pub fn new(schema: SchemaRef, compression: TableCompression) -> FileFormat {
-        let properties = WriterProperties::builder()
+        let mut properties = WriterProperties::builder()
             .set_compression(compression.0)
             .set_statistics_enabled(EnabledStatistics::Chunk)
             .set_dictionary_page_size_limit(DICTIONARY_BYTES)
             .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
             // Names a list's items as the Parquet specification does.
-            .set_coerce_types(true)
-            .build();
+            .set_coerce_types(true);
+        for field in schema.fields() {
+            let path = ColumnPath::from(field.name().as_str());
+            properties = match field.data_type() {
+                DataType::Int32 | DataType::Int64 | DataType::Timestamp(..) => {
+                    properties.set_column_dictionary_enabled(path.clone(), false).set_column_encoding(path, Encoding::DELTA_BINARY_PACKED)
+                }
+                DataType::Float64 | DataType::Binary => properties.set_column_dictionary_enabled(path, false),
+                _ => properties,
+            };
+        }
+        let properties = properties.build();
         FileFormat { schema, properties, label: compression.label() }
     }
 
