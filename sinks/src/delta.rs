@@ -198,7 +198,7 @@ impl Sink for DeltaSink {
         if !self.settings.vacuum_retention.is_zero() {
             housekeeping::vacuum(&self.spec, self.settings.vacuum_retention, table).await?;
         }
-        Ok(())
+        housekeeping::clean_log(&self.spec, table).await
     }
 }
 

@@ -150,8 +150,14 @@ pub(super) async fn vacuum(spec: &TableSpec, retention: Duration, table: &mut De
         .with_commit_properties(CommitProperties::default().with_cleanup_expired_logs(Some(false)));
     let (vacuumed, metrics) = vacuum.await.map_err(failed)?;
     *table = vacuumed;
-    let entries = checkpoints::cleanup_metadata(table, None).await.map_err(failed)?;
-    tracing::debug!(stream = spec.stream, files = metrics.files_deleted.len(), entries, "vacuumed a Delta table");
+    tracing::debug!(stream = spec.stream, files = metrics.files_deleted.len(), "vacuumed a Delta table");
+    Ok(())
+}
+
+/// Removes entries of the log that are older than the table's `delta.logRetentionDuration` and behind a checkpoint.
+pub(super) async fn clean_log(spec: &TableSpec, table: &DeltaTable) -> Result<(), SinkError> {
+    let entries = checkpoints::cleanup_metadata(table, None).await.map_err(|e| classify(&spec.stream, e))?;
+    tracing::debug!(stream = spec.stream, entries, "removed old entries of a Delta table's log");
     Ok(())
 }
 

@@ -20,8 +20,9 @@ use super::statistics::INDEXED_COLUMNS;
 use super::stores;
 use crate::{SinkError, store};
 
-/// Least time that entries of the log are kept.
-const LOG_RETENTION_HOURS_MIN: u64 = 24;
+/// How long entries of a new table's log are kept. On local disk a commit looks through all of them: a day's, at a commit every
+/// five seconds, take it some 20 ms, a week's 150 ms.
+const LOG_RETENTION_HOURS: u64 = 24;
 
 /// Where a table is and what it must be.
 pub(super) struct TableSpec {
@@ -75,11 +76,9 @@ impl TableSpec {
             .with_save_mode(SaveMode::Ignore);
         let kept_hours = self.settings.vacuum_retention.as_secs().div_ceil(3600);
         if kept_hours > 0 {
-            // An older version cannot be read anyway once its files are gone, and each commit looks through the log's folder.
-            let log_hours = kept_hours.max(LOG_RETENTION_HOURS_MIN);
             create = create
                 .with_configuration_property(TableProperty::DeletedFileRetentionDuration, Some(format!("interval {kept_hours} hours")))
-                .with_configuration_property(TableProperty::LogRetentionDuration, Some(format!("interval {log_hours} hours")));
+                .with_configuration_property(TableProperty::LogRetentionDuration, Some(format!("interval {LOG_RETENTION_HOURS} hours")));
         }
         create.await.map_err(|e| self.failed(e))
     }

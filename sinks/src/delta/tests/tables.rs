@@ -265,3 +265,20 @@ async fn a_damaged_log_is_not_taken_for_an_empty_table() {
     std::fs::write(table_folder(folder.path()).join("_delta_log/00000000000000000001.json"), "{").unwrap();
     assert!(sink(folder.path()).recover().await.is_err());
 }
+
+#[tokio::test]
+async fn what_is_young_is_not_vacuumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut sink = sink_with(DeltaSettings { optimize_commits: 2, ..settings(folder.path()) });
+    sink.recover().await.unwrap();
+    std::fs::write(table_folder(folder.path()).join("orphan.parquet"), "of a killed life").unwrap();
+    for epoch in 1..=4 {
+        write_all(&mut sink, [epoch]).await;
+        sink.commit(Epoch(epoch)).await.unwrap();
+        sink.maintain().await.unwrap();
+    }
+    // Of each commit and each compaction, and of nobody.
+    let files = names(&table_folder(folder.path())).into_iter().filter(|name| name.ends_with(".parquet")).count();
+    assert_eq!((files, open(folder.path()).await.snapshot().unwrap().log_data().num_files()), (4 + 2 + 1, 1));
+    assert_holds(folder.path(), 1..=4).await;
+}
