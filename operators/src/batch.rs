@@ -83,7 +83,9 @@ pub fn register_schema(schema: &SchemaRef) -> u64 {
 
 fn schema_by_id(id: u64) -> SchemaRef {
     let all = SCHEMAS.read().unwrap_or_else(PoisonError::into_inner);
-    all.as_ref().and_then(|all| all.get(&id).cloned()).expect("all processes run the same release with the same config, so they know the same schemas")
+    all.as_ref()
+        .and_then(|all| all.get(&id).cloned())
+        .expect("all processes run the same release with the same config, so they know the same schemas")
 }
 
 // --- between processes ---------------------------------------------------------------------

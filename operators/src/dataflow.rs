@@ -93,23 +93,14 @@ pub fn clock_schema() -> SchemaRef {
 /// The clock's row for an epoch.
 pub fn clock_row(info: &EpochInfo) -> RecordBatch {
     let int = |v| Arc::new(Int64Array::from(vec![v])) as ArrayRef;
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(UInt64Array::from(vec![info.epoch.0])),
-        int(info.sealed_at),
-        int(info.watermark_before),
-        int(info.watermark),
-    ];
+    let columns: Vec<ArrayRef> =
+        vec![Arc::new(UInt64Array::from(vec![info.epoch.0])), int(info.sealed_at), int(info.watermark_before), int(info.watermark)];
     RecordBatch::try_new(clock_schema(), columns).expect("the columns fit the clock's schema")
 }
 
 /// What a clock's row says.
 pub fn read_clock_row(row: &RecordBatch) -> EpochInfo {
-    EpochInfo {
-        epoch: Epoch(u64s(row, 0)[0]),
-        sealed_at: i64s(row, 1)[0],
-        watermark_before: i64s(row, 2)[0],
-        watermark: i64s(row, 3)[0],
-    }
+    EpochInfo { epoch: Epoch(u64s(row, 0)[0]), sealed_at: i64s(row, 1)[0], watermark_before: i64s(row, 2)[0], watermark: i64s(row, 3)[0] }
 }
 
 // --- inputs that wait ----------------------------------------------------------------------
@@ -225,11 +216,8 @@ impl<'scope> EpochOperator<'scope> {
 }
 
 /// Takes the clock's rows that have arrived, with capabilities for the first `outputs` outputs.
-pub fn read_clock<P>(
-    input: &mut timely::dataflow::operators::generic::InputHandleCore<u64, Batch, P>,
-    clock: &mut Clock,
-    outputs: usize,
-) where
+pub fn read_clock<P>(input: &mut timely::dataflow::operators::generic::InputHandleCore<u64, Batch, P>, clock: &mut Clock, outputs: usize)
+where
     P: timely::communication::Pull<timely::dataflow::channels::Message<u64, Batch>>,
 {
     input.for_each(|cap, data| {

@@ -6,7 +6,7 @@
 //!
 //! | stage | module | keyed by |
 //! | --- | --- | --- |
-//! | JSON to columns | [`decode`] | – |
+//! | JSON to columns | [`decoder`] | – |
 //! | rules of a single order | [`validate`] | – |
 //! | first occurrence of an id | [`deduplicate`] | order id, movement id |
 //! | sliding windows per customer, card, device, ip | [`features`] | that key |
@@ -14,9 +14,10 @@
 //! | all lines or none, life cycle, expiry | [`reserve`] | order id and SKU |
 
 pub mod batch;
+mod by_group;
 pub mod columns;
 pub mod dataflow;
-pub mod decode;
+pub mod decoder;
 pub mod deduplicate;
 pub mod epoch;
 pub mod exchange;
@@ -26,5 +27,7 @@ pub mod reserve;
 pub mod rows;
 pub mod score;
 pub mod streams;
+#[cfg(test)]
+mod test_orders;
 pub mod validate;
 pub mod watermark;

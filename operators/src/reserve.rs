@@ -28,7 +28,7 @@ mod messages;
 mod stock;
 mod wiring;
 
-pub use desk::{Desk, Finished, ReserveSettings, ReservationStatus, scored_schema};
+pub use desk::{Desk, Finished, ReservationStatus, ReserveSettings, scored_schema};
 pub use messages::{decision_schema, request_schema, verdict_schema};
 pub use stock::{Settled, Stock};
 pub use wiring::{Reserved, reserve};

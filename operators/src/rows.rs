@@ -72,11 +72,7 @@ pub mod orders {
 
     /// The struct of one line.
     pub fn line_fields() -> Fields {
-        Fields::from(vec![
-            required("sku", DataType::Utf8),
-            required("quantity", DataType::Int64),
-            required("unit_price", DataType::Int64),
-        ])
+        Fields::from(vec![required("sku", DataType::Utf8), required("quantity", DataType::Int64), required("unit_price", DataType::Int64)])
     }
 
     /// The item of the list in [`LINES`].
@@ -124,9 +120,8 @@ pub mod orders {
 
     /// All columns, to [`DETAIL`]: what `validate` makes and `deduplicate` passes on (with another status).
     pub fn validated() -> SchemaRef {
-        static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
-            crate::columns::extend(&summed(), [required("status", DataType::UInt8), required("detail", detail_type())])
-        });
+        static SCHEMA: LazyLock<SchemaRef> =
+            LazyLock::new(|| crate::columns::extend(&summed(), [required("status", DataType::UInt8), required("detail", detail_type())]));
         SCHEMA.clone()
     }
 }

@@ -21,7 +21,7 @@ use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use orderflow_operators::columns::append;
 use orderflow_operators::dataflow::{Batches, EpochOperator};
-use orderflow_operators::decode::Topic;
+use orderflow_operators::decoder::Topic;
 use orderflow_operators::deduplicate::{Deduplicate, DeduplicateMovements, DeduplicateSettings};
 use orderflow_operators::epoch::Epoch;
 use orderflow_operators::exchange::{by_text, by_worker};
@@ -89,7 +89,12 @@ pub struct Shared {
 }
 
 /// Builds the dataflow below `seals` on this worker. The probe says which epochs have left it.
-pub fn build<'scope>(scope: Scope<'scope, u64>, seals: Batches<'scope>, readers: Rc<RefCell<Readers>>, shared: &Shared) -> ProbeHandle<u64> {
+pub fn build<'scope>(
+    scope: Scope<'scope, u64>,
+    seals: Batches<'scope>,
+    readers: Rc<RefCell<Readers>>,
+    shared: &Shared,
+) -> ProbeHandle<u64> {
     let settings = &shared.settings;
     let metrics = &shared.metrics;
     let windows = &settings.windows;

@@ -101,7 +101,10 @@ impl LogHeader {
             })
             .collect();
         (!changed.is_empty()).then(|| {
-            format!("it was begun with other settings ({}), and results would mix: set them back, or begin anew in another folder", changed.join("; "))
+            format!(
+                "it was begun with other settings ({}), and results would mix: set them back, or begin anew in another folder",
+                changed.join("; ")
+            )
         })
     }
 }

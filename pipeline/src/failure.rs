@@ -34,6 +34,11 @@ impl Failure {
         self.message().is_some()
     }
 
+    /// Whether it is the same as `other`, of the same job.
+    pub fn is(&self, other: &Failure) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Calls `wake` when something goes wrong (at once if it has).
     pub fn on_failure(&self, wake: impl Fn() + Send + 'static) {
         if self.is_set() {

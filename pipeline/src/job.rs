@@ -18,9 +18,11 @@ use crate::epoch_log::{EpochLogError, EpochRecord, LocalLog, LogHeader, LogWrite
 use crate::failure::Failure;
 use crate::job_plan::{Cluster, Handles, Progress, ReplayPlan, RunPlan, Summary};
 use crate::metrics::cpu_seconds;
+use crate::panics::ConnectionWatch;
 use crate::sealer::{Cut, Sealer};
 use crate::sink_hub::SinkHub;
 use crate::source::{FileSource, KafkaSource, Source, SourceError};
+use crate::status::Phase;
 use crate::worker::{Head, HeadSummary, WorkerPlan};
 
 /// Why a job ended before its input.
@@ -79,17 +81,8 @@ pub fn replay(plan: ReplayPlan) -> Result<Summary, JobError> {
         config.sinks.delta.url = out.join("delta").display().to_string();
     }
     let starts = source.sizes().into_iter().map(|bytes| (0, bytes)).collect();
-    let job = Job {
-        source: Arc::new(source),
-        starts,
-        cut: Cut::Replay,
-        live: false,
-        folder: out,
-        cluster,
-        handles,
-        rows_total: None,
-        config,
-    };
+    let job =
+        Job { source: Arc::new(source), starts, cut: Cut::Replay, live: false, folder: out, cluster, handles, rows_total: None, config };
     job.execute()
 }
 
@@ -146,6 +139,7 @@ impl Job {
         let peers = workers * processes;
         let failure = Failure::default();
         let metrics = self.handles.metrics.clone();
+        self.handles.health.set(Phase::Recovering);
         let settings = Arc::new(settings::operators(config, self.live)?);
         let header = LogHeader {
             format: LogHeader::FORMAT,
@@ -187,9 +181,14 @@ impl Job {
                     progress: self.handles.progress.clone(),
                     committed: committed.clone(),
                     rows_total: self.rows_total,
+                    health: self.handles.health.clone(),
                 })
             }
         };
+        if head.is_none() {
+            // What process 0 has to take up again, only it knows.
+            self.handles.health.set(Phase::Live);
+        }
         let plan = Arc::new(WorkerPlan {
             source: self.source.clone(),
             mark_bytes: settings::mark_bytes(config, self.source.splits().len()),
@@ -257,6 +256,7 @@ fn run_workers(
         None if workers == 1 => timely::CommunicationConfig::Thread,
         None => timely::CommunicationConfig::Process(workers),
     };
+    let _watch = matches!(communication, timely::CommunicationConfig::Cluster { .. }).then(|| ConnectionWatch::start(failure));
     let config = timely::Config { communication, worker: timely::WorkerConfig::default() };
     let (sender, results) = mpsc::channel();
     let (met, meeting) = mpsc::channel();
@@ -266,9 +266,9 @@ fn run_workers(
         // Nobody listens any more once the job has given up waiting.
         let _ = met.lock().unwrap_or_else(PoisonError::into_inner).send(());
         let head = if worker.index() == 0 { head.lock().unwrap_or_else(PoisonError::into_inner).take() } else { None };
+        crate::panics::watch_worker(worker.index(), &plan.shared.failure);
         let run = std::panic::catch_unwind(AssertUnwindSafe(|| crate::worker::run(worker, &plan, head)));
-        run.unwrap_or_else(|panic| {
-            plan.shared.failure.report(format!("worker {} failed: {}; this is a bug, please report it", worker.index(), panic_message(&*panic)));
+        run.unwrap_or_else(|_reported| {
             for dataflow in worker.installed_dataflows() {
                 worker.drop_dataflow(dataflow);
             }
@@ -317,8 +317,4 @@ fn run_workers(
             return Err(JobError::Failed(message.to_owned()));
         }
     }
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic")
 }

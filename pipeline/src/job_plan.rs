@@ -153,6 +153,16 @@ impl DecisionCounts {
             ("rejected / out_of_stock", self.out_of_stock),
         ]
     }
+    /// Adds the counts of `other`, kind by kind.
+    pub fn add(&mut self, other: &DecisionCounts) {
+        self.accepted += other.accepted;
+        self.review += other.review;
+        self.invalid += other.invalid;
+        self.duplicate += other.duplicate;
+        self.conflict += other.conflict;
+        self.fraud += other.fraud;
+        self.out_of_stock += other.out_of_stock;
+    }
     /// All decisions: one for each well-formed order.
     pub fn total(&self) -> u64 {
         self.by_kind().iter().map(|(_, count)| count).sum()

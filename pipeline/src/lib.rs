@@ -1,7 +1,17 @@
 //! The job: settings, command line, sources, epochs, dataflow and sinks put together.
 
 pub mod config;
+pub mod dataflow;
+pub mod epoch_log;
+pub mod failure;
+pub mod job;
 pub mod job_plan;
 pub mod logging;
 pub mod metrics;
+mod panics;
+pub mod sealer;
+pub mod sink_driver;
+pub mod sink_hub;
+pub mod source;
 pub mod status;
+pub mod worker;

@@ -249,8 +249,7 @@ impl Sealer {
 /// Divides `total` by `weights`, at most `rooms` each; what rounding leaves goes to the heaviest, then to the first.
 fn proportion(total: u64, weights: &[u64], rooms: &[u64]) -> Vec<u64> {
     let sum: u128 = weights.iter().map(|&w| w as u128).sum::<u128>().max(1);
-    let mut parts: Vec<u64> =
-        weights.iter().zip(rooms).map(|(&w, &room)| ((total as u128 * w as u128 / sum) as u64).min(room)).collect();
+    let mut parts: Vec<u64> = weights.iter().zip(rooms).map(|(&w, &room)| ((total as u128 * w as u128 / sum) as u64).min(room)).collect();
     let mut rest = total.saturating_sub(parts.iter().sum());
     let mut order: Vec<usize> = (0..weights.len()).filter(|&i| weights[i] > 0).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(weights[i]));
@@ -367,7 +366,7 @@ mod tests {
                     at[split as usize] = end;
                 }
             }
-            prop_assert_eq!(at, ends);
+            prop_assert_eq!(&at, &ends);
             let head = log[..restart.min(log.len())].to_vec();
             prop_assert_eq!(run(head), log);
         }

@@ -160,11 +160,11 @@ impl Driver {
         while let Err(error) = self.sink.commit(through).await {
             self.pause(&error, &mut backoff).await?;
         }
-        let name = self.sink.name();
-        self.metrics.sink_rows(name, self.stream.name(), group.rows);
-        self.metrics.sink_committed(name, through, started.elapsed());
+        let name = self.sink.name().to_owned();
+        self.metrics.sink_rows(&name, self.stream.name(), group.rows);
+        self.metrics.sink_committed(&name, self.stream.name(), through, started.elapsed());
         self.hub.taken(self.stream, &self.queue.backlog, group.rows);
-        self.metrics.sink_backlog(name, self.queue.backlog.rows());
+        self.metrics.sink_backlog(&name, self.stream.name(), self.queue.backlog.rows());
         self.committed.send_replace(through);
         *group = Group::default();
         if let Err(error) = self.sink.maintain().await {
@@ -174,7 +174,7 @@ impl Driver {
         Ok(())
     }
 
-    async fn pause(&self, error: &SinkError, backoff: &mut Duration) -> Result<(), Ended> {
+    async fn pause(&mut self, error: &SinkError, backoff: &mut Duration) -> Result<(), Ended> {
         let (sink, stream) = (self.sink.name(), self.stream.name());
         if matches!(error, SinkError::Refused { .. }) {
             self.failure.report(format!("sink {sink}, stream {stream}: {error}"));
@@ -183,7 +183,7 @@ impl Driver {
             return Err(Ended);
         }
         tracing::warn!(sink, stream, %error, retry_in_ms = backoff.as_millis() as u64, "sink unavailable");
-        self.metrics.sink_retry(sink);
+        self.metrics.sink_retry(sink, stream);
         let until = Instant::now() + *backoff;
         while Instant::now() < until {
             tokio::time::sleep(FAILURE_CHECK.min(until - Instant::now())).await;

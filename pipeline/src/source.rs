@@ -23,7 +23,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use orderflow_operators::decode::Topic;
+use orderflow_operators::decoder::Topic;
 use orderflow_operators::epoch::Place;
 
 pub use buffer::{Available, SplitReader};

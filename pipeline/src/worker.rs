@@ -26,6 +26,7 @@ use crate::epoch_log::{EpochRecord, LogWriter};
 use crate::job_plan::{Progress, ProgressFn, Stop};
 use crate::sealer::{Next, Report, Sealer};
 use crate::source::{Source, Wake};
+use crate::status::{Health, Phase};
 
 /// What all workers of a process have in common.
 pub struct WorkerPlan {
@@ -59,6 +60,8 @@ pub struct Head {
     pub committed: Vec<watch::Receiver<Epoch>>,
     /// Rows of the whole input, where known.
     pub rows_total: Option<u64>,
+    /// Told when the epochs of earlier lives are all on their way again.
+    pub health: Health,
 }
 
 /// What worker 0 did.
@@ -172,6 +175,12 @@ fn control_dataflow(worker: &mut Worker, durable: &watch::Sender<Epoch>) -> (Con
     (Control { reports: Some(reports), messages: Some(messages) }, inbox)
 }
 
+/// Sends what was given to a control input. Its time is advanced for that alone: an input's `flush` leaves rows in the exchange behind it.
+fn send_now<D: Clone + 'static>(input: &mut InputHandle<u64, CapacityContainerBuilder<Vec<D>>>) {
+    let next = *input.time() + 1;
+    input.advance_to(next);
+}
+
 /// Wakes this worker's thread and schedules its source.
 fn waker(worker: &Worker, source_operator: Vec<usize>) -> Wake {
     let thread = std::thread::current();
@@ -212,10 +221,12 @@ impl Body<'_> {
             && let Some(input) = &mut control.reports
         {
             self.readers.borrow_mut().report(&mut self.reports)?;
-            for report in self.reports.drain(..) {
-                input.send(report);
+            if !self.reports.is_empty() {
+                for report in self.reports.drain(..) {
+                    input.send(report);
+                }
+                send_now(input);
             }
-            input.flush();
         }
         if self.lag_shown.elapsed() >= LAG_INTERVAL {
             self.lag_shown = Instant::now();
@@ -231,7 +242,7 @@ impl Body<'_> {
             && let Some(input) = &mut control.messages
         {
             input.send(message);
-            input.flush();
+            send_now(input);
         }
     }
 }
@@ -245,6 +256,8 @@ struct HeadState {
     progress: ProgressFn,
     committed: Vec<watch::Receiver<Epoch>>,
     rows_total: Option<u64>,
+    health: Health,
+    recovered: bool,
     seals: Option<SealInput>,
     probe: ProbeHandle<u64>,
     peers: usize,
@@ -262,7 +275,7 @@ struct HeadState {
 
 impl HeadState {
     fn new(head: Head, seals: SealInput, probe: ProbeHandle<u64>, peers: usize) -> Self {
-        let Head { sealer, log, clock, stop, progress, committed, rows_total } = head;
+        let Head { sealer, log, clock, stop, progress, committed, rows_total, health } = head;
         HeadState {
             sealer,
             log: Some(log),
@@ -271,6 +284,8 @@ impl HeadState {
             progress,
             committed,
             rows_total,
+            health,
+            recovered: false,
             seals: Some(seals),
             probe,
             peers,
@@ -332,7 +347,12 @@ impl HeadState {
                 break;
             }
             let now_ms = (self.clock)(self.next);
-            let (record, is_new) = match self.sealer.next(now_ms, self.started.elapsed().as_millis() as u64) {
+            let next = self.sealer.next(now_ms, self.started.elapsed().as_millis() as u64);
+            if !self.recovered && !matches!(next, Next::Replayed(_)) {
+                self.recovered = true;
+                self.health.set(Phase::Live);
+            }
+            let (record, is_new) = match next {
                 Next::Replayed(record) => (record, false),
                 Next::Sealed(record) => (record, true),
                 Next::After(wait) => return wait,
@@ -365,6 +385,7 @@ impl HeadState {
 
     /// No more epochs: waits for the log, tells the others, and closes the input.
     fn finish(&mut self, body: &mut Body<'_>) {
+        self.health.set(Phase::Stopping);
         self.log = None;
         if body.plan.clustered {
             let durable = *body.plan.durable.borrow();

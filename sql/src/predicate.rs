@@ -122,7 +122,10 @@ mod tests {
 
     #[test]
     fn bad_rules_are_refused() {
-        check_error("total + 1", expect!["rule mine: the expression has type Int64, not boolean; write a condition that holds for good orders"]);
+        check_error(
+            "total + 1",
+            expect!["rule mine: the expression has type Int64, not boolean; write a condition that holds for good orders"],
+        );
         check_error(
             "event_time < now()",
             expect![

@@ -411,7 +411,9 @@ impl Desk {
                 order.granted = Some(true);
                 if !single {
                     // An uncontended line counts as granted unless told otherwise.
-                    for line in self.lines[order.lines.start as usize..order.lines.end as usize].iter().filter(|l| l.verdict == Verdict::Yes) {
+                    for line in
+                        self.lines[order.lines.start as usize..order.lines.end as usize].iter().filter(|l| l.verdict == Verdict::Yes)
+                    {
                         decisions.push(line.worker, line.entry, true);
                     }
                 }
@@ -536,7 +538,8 @@ impl Desk {
         let features = orders::DETAIL + 1;
         let score = features + self.settings.windows.feature_names().len();
         let column = |c: usize| orders.column(c).clone();
-        let mut all: Vec<ArrayRef> = [PLACE, orders::ORDER_ID, orders::CUSTOMER_ID, orders::EVENT_TIME, orders::CURRENCY].map(column).into();
+        let mut all: Vec<ArrayRef> =
+            [PLACE, orders::ORDER_ID, orders::CUSTOMER_ID, orders::EVENT_TIME, orders::CURRENCY].map(column).into();
         all.extend([orders::TOTAL, orders::AMOUNT, orders::LINE_COUNT, orders::UNIT_COUNT].map(column));
         all.push(Arc::new(StringArray::from(decision)));
         all.push(Arc::new(StringArray::from(reason)));

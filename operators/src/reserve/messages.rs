@@ -110,7 +110,17 @@ pub(super) struct Requests {
 
 impl Requests {
     #[allow(clippy::too_many_arguments)]
-    pub(super) fn push(&mut self, kind: RequestKind, order: Order<'_>, sku: &str, quantity: i64, ordinal: u32, owner: u32, line: u32, lines: u32) {
+    pub(super) fn push(
+        &mut self,
+        kind: RequestKind,
+        order: Order<'_>,
+        sku: &str,
+        quantity: i64,
+        ordinal: u32,
+        owner: u32,
+        line: u32,
+        lines: u32,
+    ) {
         self.place.push(order.place.0);
         self.kind.push(kind as u8);
         self.order_id.append_value(order.order_id);
@@ -259,8 +269,11 @@ impl Decisions {
         if self.worker.is_empty() {
             return None;
         }
-        let columns: Vec<ArrayRef> =
-            vec![Arc::new(UInt32Array::from(self.worker)), Arc::new(UInt32Array::from(self.entry)), Arc::new(UInt8Array::from(self.granted))];
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(UInt32Array::from(self.worker)),
+            Arc::new(UInt32Array::from(self.entry)),
+            Arc::new(UInt8Array::from(self.granted)),
+        ];
         Some(RecordBatch::try_new(decision_schema(), columns).expect("the columns fit the schema of decisions"))
     }
 }

@@ -467,7 +467,9 @@ impl Events {
             (None, Some(only)) => Box::new(move |c| only.column(c).clone()),
             (Some(requests), Some(expiries)) => {
                 let from = &self.from;
-                Box::new(move |c| interleave(&[requests.column(c), expiries.column(c)], from).expect("the indices are those of rows of these batches"))
+                Box::new(move |c| {
+                    interleave(&[requests.column(c), expiries.column(c)], from).expect("the indices are those of rows of these batches")
+                })
             }
             (None, None) => unreachable!("events come from requests"),
         };
@@ -499,5 +501,6 @@ fn movement_rows(batch: &RecordBatch, after: &[Units]) -> RecordBatch {
         Arc::new(Int64Array::from_iter_values(after.iter().map(|u| u.on_hand))),
         Arc::new(Int64Array::from_iter_values(after.iter().map(|u| u.reserved))),
     ];
-    RecordBatch::try_new(streams::internal_schema(Stream::StockMovements, None), columns).expect("the columns fit the schema of stock_movements")
+    RecordBatch::try_new(streams::internal_schema(Stream::StockMovements, None), columns)
+        .expect("the columns fit the schema of stock_movements")
 }

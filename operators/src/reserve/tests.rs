@@ -369,7 +369,9 @@ impl System {
             let expiry = |r: usize| (u64s(&b, 0)[r] == Place::AFTER_ROWS.0).then(|| (micros(&b, 5)[r], text(&b, 1).value(r)));
             order.sort_by_key(|&r| (u64s(&b, 0)[r], expiry(r), u32s(&b, 8)[r]));
             for r in order {
-                let number = |c: usize| if b.column(c).is_null(r) { "null".into() } else { b.column(c).as_primitive::<Int64Type>().value(r).to_string() };
+                let number = |c: usize| {
+                    if b.column(c).is_null(r) { "null".into() } else { b.column(c).as_primitive::<Int64Type>().value(r).to_string() }
+                };
                 let name = if text(&b, 2).is_null(r) { "null" } else { text(&b, 2).value(r) };
                 let (place, id, kind) = (u64s(&b, 0)[r], text(&b, 1).value(r), text(&b, 4).value(r));
                 out.push(format!("event {place} {id} {name} {} {kind} {} {}", number(3), number(6), number(7)));

@@ -10,7 +10,7 @@ use orderflow::config::SourceConfig;
 use orderflow::source::{KafkaSettings, TopicWriter};
 use orderflow_fixtures::Topic;
 use orderflow_fixtures::generate::{Compression, FlashSale, GenerateSettings, Generator, Written, write_folder};
-use orderflow_operators::decode;
+use orderflow_operators::decoder;
 
 use super::CliError;
 use super::progress::{Display, set_total};
@@ -222,8 +222,8 @@ fn into_topics(settings: &GenerateSettings, source: &SourceConfig, brokers: &str
     let mut sent = 0_u64;
     while let Some(row) = generator.next_row() {
         let topic = match row.topic {
-            Topic::Orders => decode::Topic::Orders,
-            Topic::Inventory => decode::Topic::Inventory,
+            Topic::Orders => decoder::Topic::Orders,
+            Topic::Inventory => decoder::Topic::Inventory,
         };
         writer.send(topic, row.split, row.key.as_bytes(), row.payload).map_err(CliError::failed)?;
         sent += 1;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use orderflow_operators::decode::Topic;
+use orderflow_operators::decoder::Topic;
 
 use crate::sealer::Report;
 use crate::source::{Messages, Source, SourceError, SplitReader, Wake};
@@ -40,6 +40,8 @@ struct Owned {
     reader: SplitReader,
     reported_end: i64,
     reported_ended: bool,
+    /// Bytes up to the last mark, and its offset.
+    marked_bytes: u64,
     marked: i64,
 }
 
@@ -64,7 +66,7 @@ impl Readers {
     pub fn open(&mut self, source: &dyn Source, split: u32, offset: i64, wake: &Wake) -> Result<(), SourceError> {
         let topic = source.splits()[split as usize].topic;
         let reader = source.open(split, offset, wake.clone())?;
-        let owned = Owned { topic, reader, reported_end: offset, reported_ended: false, marked: offset };
+        let owned = Owned { topic, reader, reported_end: offset, reported_ended: false, marked_bytes: 0, marked: offset };
         self.splits.insert(split, owned);
         Ok(())
     }
@@ -83,14 +85,13 @@ impl Readers {
             }
             let available = owned.reader.available();
             if available.end > owned.reported_end {
-                // A mark counts once more is known to lie behind it: where it stands then does not depend on how much was read at the time.
-                loop {
-                    let mark = owned.reader.cut(owned.marked, u64::MAX, self.mark_bytes);
-                    if mark >= available.end || mark <= owned.marked {
-                        break;
+                while let Some(mark) = owned.reader.offset_reaching(owned.marked_bytes + self.mark_bytes) {
+                    owned.marked_bytes += self.mark_bytes;
+                    // One huge message can hold several.
+                    if mark > owned.marked {
+                        owned.marked = mark;
+                        reports.push(encode(split, Report::Mark(mark)));
                     }
-                    reports.push(encode(split, Report::Mark(mark)));
-                    owned.marked = mark;
                 }
                 reports.push(encode(split, Report::End(available.end)));
                 owned.reported_end = available.end;
@@ -111,12 +112,12 @@ impl Readers {
     /// Whether all of `ranges` (split, start, end) have been read.
     ///
     /// # Errors
-    /// If a reader failed before it had.
+    /// If one of them never will be.
     pub fn have(&self, ranges: &[(u32, i64, i64)]) -> Result<bool, SourceError> {
         for (split, _, end) in ranges {
-            let reader = &self.splits.get(split).expect("the sealer sends a range to the split's owner").reader;
-            if reader.available().end < *end {
-                return reader.error().map_or(Ok(false), Err);
+            let Some(owned) = self.splits.get(split) else { return Ok(false) };
+            if !owned.reader.has(*end)? {
+                return Ok(false);
             }
         }
         Ok(true)

@@ -10,7 +10,7 @@ use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use orderflow_operators::batch::{Batch, register_schema};
 use orderflow_operators::columns::{i64s, u32s, u64s};
 use orderflow_operators::dataflow::{Batches, clock_row, clock_schema, epoch_of, is_past};
-use orderflow_operators::decode::{Decoded, Decoder, Topic};
+use orderflow_operators::decoder::{Decoded, Decoder, Topic};
 use orderflow_operators::epoch::{Micros, Place};
 use orderflow_operators::exchange::by_worker;
 use orderflow_operators::rows::{lifecycle, malformed, movements, orders};
@@ -59,7 +59,6 @@ fn progress_schema() -> SchemaRef {
 
 /// What the source of each of `peers` workers is told of an epoch: that there is one, and its ranges of that worker's splits.
 pub fn seal_batch(record: &EpochRecord, peers: usize) -> RecordBatch {
-    register_schema(&seal_schema());
     let ranges = record.ranges.iter().map(|(&split, &(start, end))| (split as usize % peers, split, start, end));
     let mut rows: Vec<(usize, u32, i64, i64)> = (0..peers).map(|worker| (worker, NO_SPLIT, 0, 0)).chain(ranges).collect();
     rows.sort_by_key(|&(worker, ..)| worker);
@@ -93,9 +92,15 @@ struct Seal {
 const OUTPUTS: usize = 5;
 
 /// Answers each seal with the rows of its ranges, decoded.
-pub(super) fn source<'scope>(scope: Scope<'scope, u64>, seals: Batches<'scope>, readers: Rc<RefCell<Readers>>, shared: &Shared) -> Sources<'scope> {
+pub(super) fn source<'scope>(
+    scope: Scope<'scope, u64>,
+    seals: Batches<'scope>,
+    readers: Rc<RefCell<Readers>>,
+    shared: &Shared,
+) -> Sources<'scope> {
     let (worker, peers) = (scope.index(), scope.peers());
     let mut builder = OperatorBuilder::new("source".to_owned(), scope);
+    register_schema(&seal_schema());
     let mut seals = builder.new_input(seals, by_worker(0));
     readers.borrow_mut().source_operator = builder.operator_info().address.to_vec();
     let mut outputs = Vec::new();
@@ -178,7 +183,10 @@ fn count(metrics: &Metrics, decoded: &Decoded, [inventory, orders]: [&str; 2]) {
             Topic::Inventory => inventory,
             Topic::Orders => orders,
         };
-        decoded.malformed.as_ref().map_or(0, |b| b.column(malformed::TOPIC).as_string::<i32>().iter().filter(|t| *t == Some(name)).count() as u64)
+        decoded
+            .malformed
+            .as_ref()
+            .map_or(0, |b| b.column(malformed::TOPIC).as_string::<i32>().iter().filter(|t| *t == Some(name)).count() as u64)
     };
     if decoded.malformed.is_some() || decoded.unknown_fields > 0 {
         metrics.decoded(orders, dead(Topic::Orders), decoded.unknown_fields);
@@ -201,7 +209,12 @@ fn progress_rows(worker: usize, peers: usize, sealed_at: Micros, progress: &[Spl
 }
 
 /// Turns every worker's progress into one row an epoch on each worker. All compute the same watermark.
-pub(super) fn clock<'scope>(scope: Scope<'scope, u64>, progress: Batches<'scope>, settings: WatermarkSettings, metrics: Metrics) -> Batches<'scope> {
+pub(super) fn clock<'scope>(
+    scope: Scope<'scope, u64>,
+    progress: Batches<'scope>,
+    settings: WatermarkSettings,
+    metrics: Metrics,
+) -> Batches<'scope> {
     let mut builder = OperatorBuilder::new("clock".to_owned(), scope);
     let mut input = builder.new_input(progress, by_worker(0));
     register_schema(&clock_schema());
@@ -231,7 +244,8 @@ pub(super) fn clock<'scope>(scope: Scope<'scope, u64>, progress: Batches<'scope>
 fn read_progress(rows: &RecordBatch) -> Vec<SplitProgress> {
     let (splits, counts) = (u32s(rows, 2), u64s(rows, 3));
     let times = rows.column(4).as_primitive::<Int64Type>();
-    let progress = |r: usize| SplitProgress { split: splits[r], rows: counts[r], event_time_max: times.is_valid(r).then(|| times.value(r)) };
+    let progress =
+        |r: usize| SplitProgress { split: splits[r], rows: counts[r], event_time_max: times.is_valid(r).then(|| times.value(r)) };
     (0..rows.num_rows()).filter(|&r| splits[r] != NO_SPLIT).map(progress).collect()
 }
 
@@ -251,10 +265,8 @@ mod tests {
 
     #[test]
     fn progress_survives_its_way() {
-        let progress = [
-            SplitProgress { split: 4, rows: 2, event_time_max: Some(-5) },
-            SplitProgress { split: 6, rows: 1, event_time_max: None },
-        ];
+        let progress =
+            [SplitProgress { split: 4, rows: 2, event_time_max: Some(-5) }, SplitProgress { split: 6, rows: 1, event_time_max: None }];
         let rows = progress_rows(1, 1, 9, &progress);
         assert_eq!(read_progress(&rows), progress);
     }

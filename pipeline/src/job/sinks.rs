@@ -54,7 +54,8 @@ pub(super) fn drivers(
         let schema = stream.schema(&settings.windows);
         let sinks = &config.sinks;
         if sinks.delta.enabled {
-            let sink = DeltaSink::new(&config.job.id, stream.name(), schema.clone(), delta(config)?).map_err(|e| JobError::Sink(e.to_string()))?;
+            let sink =
+                DeltaSink::new(&config.job.id, stream.name(), schema.clone(), delta(config)?).map_err(|e| JobError::Sink(e.to_string()))?;
             add(stream, Box::new(sink), sinks.delta.commit_interval, sinks.delta.commit_rows_max, sinks.delta.delivery());
         }
         if sinks.clickhouse.enabled {

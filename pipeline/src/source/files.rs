@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 
 use flate2::bufread::MultiGzDecoder;
-use orderflow_operators::decode::Topic;
+use orderflow_operators::decoder::Topic;
 use orderflow_operators::epoch::Place;
 
 use super::buffer::{Feed, buffer};

@@ -7,7 +7,7 @@ use std::task::{self, Poll, Wake};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use orderflow_operators::decode::Topic;
+use orderflow_operators::decoder::Topic;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};

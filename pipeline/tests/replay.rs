@@ -1,0 +1,93 @@
+//! Laws 1 to 3 on whole replays: whatever the workers, epochs, processes and inputs, the tables are those of the serial reference.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::path::Path;
+
+use common::{assert_equal, expect_success, expected, recorded, replay, replay_command, tables};
+use orderflow_fixtures::generate::{Compression, GenerateSettings, write_folder};
+use orderflow_fixtures::hostile;
+use orderflow_fixtures::reference::ReferenceSettings;
+
+/// Replays `input` and compares.
+#[track_caller]
+fn check(input: &Path, workers: usize, rows_max: u64) {
+    let out = tempfile::tempdir().unwrap();
+    let rows = format!("epoch.rows_max={rows_max}");
+    replay(input, out.path(), &["--workers", &workers.to_string(), "--set", &rows]);
+    let what = format!("{}, {workers} workers, epochs of {rows_max}", input.display());
+    assert_equal(&tables(out.path()), &expected(input, out.path(), &ReferenceSettings::default()), &what);
+}
+
+fn generated(seed: u64, orders: u64) -> tempfile::TempDir {
+    let input = tempfile::tempdir().unwrap();
+    let settings = GenerateSettings { orders, seed, skus: 300, customers: 500, ..GenerateSettings::default() };
+    write_folder(&settings, Compression::Plain, input.path(), |_| ()).unwrap();
+    input
+}
+
+#[test]
+fn the_recorded_fixture() {
+    for workers in [1, 2, 4, 7] {
+        for rows_max in [1, 100, 65_536] {
+            check(&recorded(), workers, rows_max);
+        }
+    }
+}
+
+#[test]
+fn generated_fixtures() {
+    for seed in [1, 2, 3] {
+        let input = generated(seed, 6_000);
+        for (workers, rows_max) in [(1, 65_536), (2, 1_000), (4, 100), (7, 65_536), (7, 333)] {
+            check(input.path(), workers, rows_max);
+        }
+    }
+}
+
+#[test]
+fn hostile_fixtures() {
+    for seed in [1, 2, 3, 4] {
+        let input = tempfile::tempdir().unwrap();
+        hostile::write_folder(seed, 1_500, input.path()).unwrap();
+        for (workers, rows_max) in [(1, 65_536), (1, 1), (2, 100), (4, 1), (7, 65_536)] {
+            check(input.path(), workers, rows_max);
+        }
+    }
+}
+
+#[test]
+fn two_processes() {
+    let input = generated(4, 5_000);
+    let hostile = tempfile::tempdir().unwrap();
+    hostile::write_folder(9, 800, hostile.path()).unwrap();
+    for input in [input.path(), hostile.path()] {
+        let out = tempfile::tempdir().unwrap();
+        let hosts = free_hosts(2);
+        let part = |process: &str| {
+            let more = ["--workers", "2", "--hosts", &hosts, "--process", process, "--set", "epoch.rows_max=777"];
+            replay_command(input, out.path(), &more).spawn().unwrap()
+        };
+        let (first, second) = (part("0"), part("1"));
+        expect_success(first);
+        expect_success(second);
+        assert_equal(&tables(out.path()), &expected(input, out.path(), &ReferenceSettings::default()), "two processes");
+    }
+}
+
+#[test]
+fn a_finished_replay_is_left_as_it_is() {
+    let out = tempfile::tempdir().unwrap();
+    replay(&recorded(), out.path(), &["--workers", "1"]);
+    let before = tables(out.path());
+    replay(&recorded(), out.path(), &["--workers", "2"]);
+    assert_equal(&tables(out.path()), &before, "replayed twice");
+}
+
+/// Addresses that nobody listens on at the moment.
+fn free_hosts(processes: usize) -> String {
+    let listeners: Vec<_> = (0..processes).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect::<Vec<_>>().join(",")
+}
