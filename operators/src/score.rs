@@ -301,15 +301,33 @@ mod tests {
     fn errors_name_what_is_wrong() {
         check_error(
             &model(r#"{"feature":"amount","transform":"log1p","weight":1},{"feature":"unit_cuont","transform":"log1p","weight":1}"#),
-            expect![""],
+            expect!["unknown feature `unit_cuont` in term 2; the nearest is `unit_count`"],
         );
-        check_error(&model(r#"{"feature":"ip_orders_2h","transform":"log1p","weight":1}"#), expect![""]);
-        check_error(&model(r#"{"feature":"amount","transform":"log","weight":1}"#), expect![""]);
-        check_error(&model(r#"{"feature":"amount","transform":"log1p","wieght":1}"#), expect![""]);
-        check_error(&model(r#"{"feature":"amount","transform":"identity","weight":1e300}"#), expect![""]);
-        check_error(&model("").replace("logistic", "forest"), expect![""]);
-        check_error(&model("").replace("bias", "bais"), expect![""]);
-        check_error(r#"{"name":"m","version":3}"#, expect![""]);
-        check_error("", expect![""]);
+        check_error(
+            &model(r#"{"feature":"ip_orders_2h","transform":"log1p","weight":1}"#),
+            expect!["unknown feature `ip_orders_2h` in term 1; the nearest is `ip_orders_1h`"],
+        );
+        check_error(
+            &model(r#"{"feature":"amount","transform":"log","weight":1}"#),
+            expect!["not a model: unknown variant `log`, expected `identity` or `log1p`"],
+        );
+        check_error(
+            &model(r#"{"feature":"amount","transform":"log1p","wieght":1}"#),
+            expect!["not a model: unknown field `wieght`, expected one of `feature`, `transform`, `weight`"],
+        );
+        check_error(
+            &model(r#"{"feature":"amount","transform":"identity","weight":1e300}"#),
+            expect!["the weights are too large: bias and terms must have a finite sum for any order"],
+        );
+        check_error(
+            &model("").replace("logistic", "forest"),
+            expect!["not a model: unknown variant `forest`, expected `logistic` at line 1 column 39"],
+        );
+        check_error(
+            &model("").replace("bias", "bais"),
+            expect!["not a model: unknown field `bais`, expected one of `name`, `version`, `bias`, `terms`"],
+        );
+        check_error(r#"{"name":"m","version":3}"#, expect!["not a model: missing field `kind` at line 1 column 24"]);
+        check_error("", expect!["not a model: EOF while parsing a value at line 1 column 0"]);
     }
 }

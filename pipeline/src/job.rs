@@ -19,9 +19,9 @@ use crate::failure::Failure;
 use crate::job_plan::{Cluster, Handles, Progress, ReplayPlan, RunPlan, Summary};
 use crate::metrics::cpu_seconds;
 use crate::panics::ConnectionWatch;
-use crate::sealer::{Cut, Sealer};
+use crate::sealer::{Cut, Sealer, SplitStart};
 use crate::sink_hub::SinkHub;
-use crate::source::{FileSource, KafkaSource, Source, SourceError};
+use crate::source::{FileSource, KafkaSource, Source, SourceError, Split};
 use crate::status::Phase;
 use crate::worker::{Head, HeadSummary, WorkerPlan};
 
@@ -54,8 +54,8 @@ pub struct Job {
     pub config: Config,
     /// Where rows come from.
     pub source: Arc<dyn Source>,
-    /// For each split: where a new job starts, and its weight among the others.
-    pub starts: Vec<(i64, u64)>,
+    /// For each split: where a new job starts, and its part of the input.
+    pub starts: Vec<SplitStart>,
     /// How epochs are cut.
     pub cut: Cut,
     /// Whether `future` is checked: not in replays of files.
@@ -70,6 +70,9 @@ pub struct Job {
     pub rows_total: Option<u64>,
 }
 
+/// How the names of files begin that have the stock at the beginning: a replay takes them before all others.
+const OPENING: &str = "inventory-opening";
+
 /// Runs the whole job over a fixture folder, to the end of its files.
 ///
 /// # Errors
@@ -80,7 +83,9 @@ pub fn replay(plan: ReplayPlan) -> Result<Summary, JobError> {
     if config.sinks.delta.url.is_empty() {
         config.sinks.delta.url = out.join("delta").display().to_string();
     }
-    let starts = source.sizes().into_iter().map(|bytes| (0, bytes)).collect();
+    let is_opening = |split: &Split| split.name.starts_with(OPENING);
+    let starts = source.splits().iter().zip(source.sizes());
+    let starts = starts.map(|(split, weight)| SplitStart { offset: 0, weight, opening: is_opening(split) }).collect();
     let job =
         Job { source: Arc::new(source), starts, cut: Cut::Replay, live: false, folder: out, cluster, handles, rows_total: None, config };
     job.execute()
@@ -96,7 +101,7 @@ pub fn run(plan: RunPlan) -> Result<Summary, JobError> {
     if config.sinks.delta.url.is_empty() {
         config.sinks.delta.url = config.job.data_dir.join("delta").display().to_string();
     }
-    let starts = source.start_offsets()?.into_iter().map(|offset| (offset, 1)).collect();
+    let starts = source.start_offsets()?.into_iter().map(|offset| SplitStart { offset, weight: 1, opening: false }).collect();
     let job = Job {
         source: Arc::new(source),
         starts,

@@ -7,7 +7,8 @@
 //!
 //! - **Live**: as soon as a row is there and `linger` has passed since the last seal, an epoch takes what there is, up to
 //!   `rows_max` rows. While earlier epochs keep the dataflow busy none is sealed, so epochs grow under load and shrink when idle.
-//! - **Replay**: an epoch takes `rows_max` rows, from each split so many that all splits come to their ends together. It waits
+//! - **Replay**: an epoch takes `rows_max` rows, from each split so many that all splits come to their ends together, but from
+//!   [opening](SplitStart::opening) splits alone as long as these have any. It waits
 //!   until they have been read: the cut is a function of the files and the settings, not of how fast anything runs.
 //!
 //! An epoch's bytes are bounded too. Owners report *marks*: offsets at every so many bytes of a split; an epoch passes at most
@@ -48,8 +49,20 @@ pub enum Report {
     Mark(i64),
 }
 
+/// What the sealer knows of a split before anything is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SplitStart {
+    /// Where it starts in a job without an epoch log.
+    pub offset: i64,
+    /// How much of the whole input it is, by any measure.
+    pub weight: u64,
+    /// In a replay its rows come before those of all others: what there was in stock at the beginning.
+    pub opening: bool,
+}
+
 #[derive(Clone, Debug)]
 struct SplitState {
+    opening: bool,
     /// Where the next epoch starts.
     position: i64,
     /// Where the split started; for proportions.
@@ -107,15 +120,16 @@ pub enum Next {
 }
 
 impl Sealer {
-    /// `tape`: the log's epochs. `splits`: where each split starts without them, and its weight (any measure of its size).
-    pub fn new(cut: Cut, rows_max: u64, tape: Vec<EpochRecord>, splits: &[(i64, u64)]) -> Self {
+    /// `tape`: the log's epochs.
+    pub fn new(cut: Cut, rows_max: u64, tape: Vec<EpochRecord>, splits: &[SplitStart]) -> Self {
         let mut states: Vec<SplitState> = splits
             .iter()
-            .map(|&(start, weight)| SplitState {
-                position: start,
-                start,
+            .map(|&SplitStart { offset, weight, opening }| SplitState {
+                opening,
+                position: offset,
+                start: offset,
                 weight: weight.max(1),
-                end: start,
+                end: offset,
                 ended: false,
                 marks: VecDeque::new(),
             })
@@ -218,31 +232,39 @@ impl Sealer {
 
     /// Rows by split of the next `rows_max` rows of the whole input, if enough has been read to say.
     fn share_of_input(&self) -> Option<Vec<u64>> {
+        let opening = self.splits.iter().any(|s| s.opening && !s.is_exhausted());
+        let takes_part = |s: &SplitState| s.opening == opening;
+        let has_rest = |s: &SplitState| takes_part(s) && !s.is_exhausted();
         // Against the proportion of what was taken before, so that small epochs do not starve a small split.
         let taken: Vec<u64> = self.splits.iter().map(|s| (s.position - s.start) as u64).collect();
-        let total: u64 = taken.iter().sum::<u64>() + self.rows_max;
-        let weights: u128 = self.splits.iter().map(|s| s.weight as u128).sum();
+        let parts = || self.splits.iter().zip(&taken).filter(|(s, _)| takes_part(s));
+        let total: u64 = parts().map(|(_, taken)| taken).sum::<u64>() + self.rows_max;
+        let weights: u128 = parts().map(|(s, _)| s.weight as u128).sum();
         let behind: Vec<u64> = self
             .splits
             .iter()
             .zip(&taken)
             .map(|(s, &taken)| {
+                if !has_rest(s) {
+                    return 0;
+                }
                 let ideal = (total as u128 * s.weight as u128).div_ceil(weights) as u64;
-                if s.is_exhausted() { 0 } else { ideal.saturating_sub(taken) }
+                ideal.saturating_sub(taken)
             })
             .collect();
-        let rooms: Vec<u64> = self.splits.iter().map(|s| if s.is_exhausted() { 0 } else { u64::MAX }).collect();
         let wanted = if behind.iter().sum::<u64>() >= self.rows_max {
             proportion(self.rows_max, &behind, &behind)
         } else {
             // Some splits ended before their share: the others take it.
             let rest = self.rows_max - behind.iter().sum::<u64>();
-            let weights: Vec<u64> = self.splits.iter().map(|s| if s.is_exhausted() { 0 } else { s.weight }).collect();
+            let weights: Vec<u64> = self.splits.iter().map(|s| if has_rest(s) { s.weight } else { 0 }).collect();
+            let rooms: Vec<u64> = self.splits.iter().map(|s| if has_rest(s) { u64::MAX } else { 0 }).collect();
             let more = proportion(rest, &weights, &rooms);
             behind.iter().zip(more).map(|(b, m)| b + m).collect()
         };
         // Whether a split has ended changes the others' shares, so that too must be known of each.
-        self.splits.iter().zip(&wanted).all(|(s, &rows)| s.is_settled(rows.max(1))).then_some(wanted)
+        let is_known = |(s, &rows): (&SplitState, &u64)| !takes_part(s) || s.is_settled(rows.max(1));
+        self.splits.iter().zip(&wanted).all(is_known).then_some(wanted)
     }
 }
 
@@ -277,6 +299,10 @@ mod tests {
         }
     }
 
+    fn starts(splits: &[(i64, u64)]) -> Vec<SplitStart> {
+        splits.iter().map(|&(offset, weight)| SplitStart { offset, weight, opening: false }).collect()
+    }
+
     fn ranges(next: Next) -> Vec<(u32, (i64, i64))> {
         match next {
             Next::Sealed(record) => record.ranges.into_iter().collect(),
@@ -286,7 +312,7 @@ mod tests {
 
     #[test]
     fn replay_takes_proportionally_and_waits() {
-        let mut sealer = Sealer::new(Cut::Replay, 10, vec![], &[(0, 100), (0, 400)]);
+        let mut sealer = Sealer::new(Cut::Replay, 10, vec![], &starts(&[(0, 100), (0, 400)]));
         assert_eq!(sealer.next(5, 0), Next::Waiting);
         sealer.hear(0, Report::End(100));
         sealer.hear(1, Report::End(7));
@@ -300,7 +326,7 @@ mod tests {
 
     #[test]
     fn live_takes_what_there_is() {
-        let mut sealer = Sealer::new(Cut::Live { linger: Duration::from_millis(5) }, 10, vec![], &[(0, 1), (7, 1)]);
+        let mut sealer = Sealer::new(Cut::Live { linger: Duration::from_millis(5) }, 10, vec![], &starts(&[(0, 1), (7, 1)]));
         assert_eq!(sealer.next(0, 0), Next::Waiting);
         sealer.hear(1, Report::End(10));
         assert_eq!(ranges(sealer.next(0, 0)), [(1, (7, 10))]);
@@ -312,7 +338,7 @@ mod tests {
 
     #[test]
     fn marks_bound_an_epochs_bytes() {
-        let mut sealer = Sealer::new(Cut::Replay, 100, vec![], &[(0, 1)]);
+        let mut sealer = Sealer::new(Cut::Replay, 100, vec![], &starts(&[(0, 1)]));
         for mark in [3, 5, 6, 8, 20] {
             sealer.hear(0, Report::Mark(mark));
         }
@@ -327,7 +353,7 @@ mod tests {
     #[test]
     fn the_tape_comes_first() {
         let record = EpochRecord { epoch: Epoch(1), sealed_at: 9, ranges: [(1, (3, 5))].into() };
-        let mut sealer = Sealer::new(Cut::Replay, 4, vec![record.clone()], &[(0, 1), (0, 1)]);
+        let mut sealer = Sealer::new(Cut::Replay, 4, vec![record.clone()], &starts(&[(0, 1), (0, 1)]));
         assert_eq!(sealer.first_offsets(), [0, 3]);
         assert_eq!(sealer.next(0, 0), Next::Replayed(record));
         read_all(&mut sealer, &[0, 7]);
@@ -336,15 +362,16 @@ mod tests {
     }
 
     proptest! {
-        /// Every offset is in one epoch, epochs have `rows_max` rows but for the last, and a restart at any epoch cuts alike.
+        /// Every offset is in one epoch, epochs have at most `rows_max` rows, those of opening splits come first, and a restart at any epoch cuts alike.
         #[test]
         fn replay_covers_the_input(
-            sizes in prop::collection::vec((0i64..300, 1u64..1000), 1..6),
+            sizes in prop::collection::vec((0i64..300, 1u64..1000, any::<bool>()), 1..6),
             rows_max in 1u64..120,
             restart in 0usize..50,
         ) {
-            let splits: Vec<(i64, u64)> = sizes.iter().map(|&(_, weight)| (0, weight)).collect();
-            let ends: Vec<i64> = sizes.iter().map(|&(end, _)| end).collect();
+            let start = |&(_, weight, opening): &(i64, u64, bool)| SplitStart { offset: 0, weight, opening };
+            let splits: Vec<SplitStart> = sizes.iter().map(start).collect();
+            let ends: Vec<i64> = sizes.iter().map(|&(end, ..)| end).collect();
             let run = |tape: Vec<EpochRecord>| {
                 let mut sealer = Sealer::new(Cut::Replay, rows_max, tape, &splits);
                 read_all(&mut sealer, &ends);
@@ -361,8 +388,10 @@ mod tests {
             let mut at = vec![0; sizes.len()];
             for record in &log {
                 prop_assert!(record.offsets() > 0 && record.offsets() <= rows_max);
+                let opened = sizes.iter().zip(&at).all(|(&(end, _, opening), &at)| !opening || at == end);
                 for (&split, &(start, end)) in &record.ranges {
                     prop_assert_eq!(at[split as usize], start);
+                    prop_assert_eq!(sizes[split as usize].2, !opened);
                     at[split as usize] = end;
                 }
             }

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 use crate::failure::Failure;
 use crate::metrics::Metrics;
-use crate::sink_hub::{Delivery, QueueEnd, SinkHub};
+use crate::sink_hub::{QueueEnd, SinkHub};
 
 /// When a sink commits and how it is tried again.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +61,8 @@ pub struct Driver {
 #[derive(Default)]
 struct Group {
     rows: u64,
-    /// Rows of the queue that are done with when the group is committed.
+    /// What its deliveries take in the queue until it is committed.
+    weight: u64,
     through: Option<Epoch>,
     since: Option<Instant>,
 }
@@ -105,24 +106,24 @@ impl Driver {
                     self.commit(&mut group).await?;
                     return Ok(());
                 }
-                Some(Some(Delivery::Rows(epoch, rows))) => {
-                    let count = rows.num_rows() as u64;
-                    if epoch > committed {
-                        self.write(epoch, rows).await?;
-                        group.rows += count;
-                        group.since.get_or_insert_with(Instant::now);
-                    } else {
-                        self.hub.taken(self.stream, &self.queue.backlog, count);
-                    }
-                    false
-                }
-                Some(Some(Delivery::Through(epoch))) => {
+                Some(Some(delivery)) => {
+                    let (epoch, weight) = (delivery.epoch, delivery.weight());
                     let begun = group_through == Some(epoch);
                     if begun {
                         group_through = None;
                     }
-                    if epoch > committed && (group.rows > 0 || begun) {
+                    group.weight += weight;
+                    if let Some(rows) = delivery.rows.filter(|_| epoch > committed) {
+                        group.rows += rows.num_rows() as u64;
+                        self.write(epoch, rows).await?;
+                        group.since.get_or_insert_with(Instant::now);
+                    }
+                    if group.rows > 0 || begun {
                         group.through = Some(epoch);
+                    } else {
+                        // There is nothing to commit.
+                        self.hub.taken(self.stream, &self.queue.backlog, std::mem::take(&mut group.weight));
+                        self.committed.send_if_modified(|known| epoch > std::mem::replace(known, epoch.max(*known)));
                     }
                     begun || (group_through.is_none() && group.rows >= self.settings.rows_max)
                 }
@@ -163,7 +164,7 @@ impl Driver {
         let name = self.sink.name().to_owned();
         self.metrics.sink_rows(&name, self.stream.name(), group.rows);
         self.metrics.sink_committed(&name, self.stream.name(), through, started.elapsed());
-        self.hub.taken(self.stream, &self.queue.backlog, group.rows);
+        self.hub.taken(self.stream, &self.queue.backlog, group.weight);
         self.metrics.sink_backlog(&name, self.stream.name(), self.queue.backlog.rows());
         self.committed.send_replace(through);
         *group = Group::default();

@@ -14,23 +14,30 @@ use crate::dataflow::count_decisions;
 use crate::job_plan::DecisionCounts;
 use crate::metrics::Metrics;
 
-/// What a sink's task is sent.
+/// What a sink's task is sent: an epoch of its stream, whole.
 #[derive(Debug)]
-pub enum Delivery {
-    /// A stream's rows of an epoch.
-    Rows(Epoch, RecordBatch),
-    /// All of the epoch has been sent.
-    Through(Epoch),
+pub struct Delivery {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Its rows, if it has any.
+    pub rows: Option<RecordBatch>,
 }
 
-/// How many rows wait for a sink, and how many may.
+impl Delivery {
+    /// What it takes in a queue: its rows, and one, since epochs without rows wait, too.
+    pub fn weight(&self) -> u64 {
+        1 + self.rows.as_ref().map_or(0, |rows| rows.num_rows() as u64)
+    }
+}
+
+/// How many rows (and epochs) wait for a sink, and how many may.
 pub struct Backlog {
     rows: AtomicU64,
     rows_max: u64,
 }
 
 impl Backlog {
-    /// Rows that wait.
+    /// Rows that wait, and epochs.
     pub fn rows(&self) -> u64 {
         self.rows.load(Ordering::Relaxed)
     }
@@ -43,7 +50,7 @@ struct Queue {
 
 /// The sink's end of a queue.
 pub struct QueueEnd {
-    /// What was sent. Its length is bounded by the backlog's rows and the epochs in flight.
+    /// What was sent. Its length is bounded by the backlog.
     pub deliveries: mpsc::UnboundedReceiver<Delivery>,
     /// What waits.
     pub backlog: Arc<Backlog>,
@@ -100,18 +107,16 @@ impl SinkHub {
         }
         for queue in queues {
             // A closed queue means that its sink failed and the job is ending.
-            if let Some(rows) = rows {
-                queue.backlog.rows.fetch_add(rows.num_rows() as u64, Ordering::Relaxed);
-                let _ = queue.deliveries.send(Delivery::Rows(epoch, rows.clone()));
-            }
-            let _ = queue.deliveries.send(Delivery::Through(epoch));
+            let delivery = Delivery { epoch, rows: rows.cloned() };
+            queue.backlog.rows.fetch_add(delivery.weight(), Ordering::Relaxed);
+            let _ = queue.deliveries.send(delivery);
         }
         true
     }
 
-    /// A sink has done with `rows` rows of `stream`.
-    pub fn taken(&self, stream: Stream, backlog: &Backlog, rows: u64) {
-        backlog.rows.fetch_sub(rows, Ordering::Relaxed);
+    /// A sink has done with deliveries of `stream` of so much [`weight`](Delivery::weight).
+    pub fn taken(&self, stream: Stream, backlog: &Backlog, weight: u64) {
+        backlog.rows.fetch_sub(weight, Ordering::Relaxed);
         if let Some(wake) = lock(&self.on_room).get(&stream) {
             wake();
         }

@@ -20,20 +20,20 @@ fn killed_twenty_times() {
     println!("ORDERFLOW_TEST_SEED={seed}");
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
     let input = tempfile::tempdir().unwrap();
-    let settings = GenerateSettings { orders: 12_000, seed, skus: 200, customers: 900, ..GenerateSettings::default() };
+    let settings = GenerateSettings { orders: 20_000, seed, skus: 200, customers: 900, ..GenerateSettings::default() };
     write_folder(&settings, Compression::Plain, input.path(), |_| ()).unwrap();
 
     let (mut kills, mut rounds) = (0, 0);
     // Each round is one folder: killed until it ends by itself.
     while kills < KILLS {
         rounds += 1;
-        assert!(rounds <= KILLS * 2, "replays end before they can be killed (seed {seed})");
+        assert!(rounds <= KILLS * 5, "replays end before they can be killed (seed {seed})");
         let out = tempfile::tempdir().unwrap();
         loop {
             let workers = ["1", "2", "4"][random.random_range(0..3)];
-            let more = ["--workers", workers, "--set", "epoch.rows_max=200", "--set", "sinks.delta.commit_interval=\"20 ms\""];
+            let more = ["--workers", workers, "--set", "epoch.rows_max=100", "--set", "sinks.delta.commit_interval=\"20 ms\""];
             let mut child = replay_command(input.path(), out.path(), &more).spawn().unwrap();
-            let wait = Duration::from_millis(random.random_range(20..900));
+            let wait = Duration::from_millis(random.random_range(20..600));
             let deadline = Instant::now() + wait;
             let mut status = None;
             while status.is_none() && Instant::now() < deadline {

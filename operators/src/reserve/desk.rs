@@ -85,6 +85,19 @@ impl Group {
         self.table.find(hashed, |&at| self.slots[at as usize].order_id == order_id).copied()
     }
 
+    /// Lines of the older reservations of the same id.
+    fn lines_before(&self, at: u32) -> u32 {
+        let order_id = &self.slots[at as usize].order_id;
+        let mut before = self.find(hash(order_id.as_bytes()), order_id).expect("a reservation hangs in the table or on an older one");
+        let mut lines = 0;
+        while before != at {
+            let reservation = &self.slots[before as usize];
+            lines += reservation.lines.len() as u32;
+            before = reservation.next;
+        }
+        lines
+    }
+
     fn insert(&mut self, hashed: u64, reservation: Reservation) -> u32 {
         let oldest = self.find(hashed, &reservation.order_id);
         let at = match self.free.pop() {
@@ -494,18 +507,25 @@ impl Desk {
             bucket.remove();
         }
         let mut requests = Requests::default();
-        for (event_time, group, slot) in expired {
+        // An entry may be there twice: its slot was used again.
+        expired.retain(|&(event_time, group, slot)| {
             let group = &mut self.groups[group as usize];
             let reservation = &group.slots[slot as usize];
             if reservation.status != ReservationStatus::Held {
-                continue; // Twice in the bucket: its slot was used again.
+                return false;
             }
+            // Orders with one id may share an event time, too: the older goes first.
+            let before = group.lines_before(slot);
             let order = Order { place: Place::AFTER_ROWS, order_id: &reservation.order_id, event_time };
-            for (ordinal, line) in reservation.lines.iter().enumerate() {
+            for (ordinal, line) in (before..).zip(&reservation.lines) {
                 let sku = &self.names.names[line.sku as usize];
-                requests.push(RequestKind::Expire, order, sku, line.quantity, ordinal as u32, self.worker, NONE, 0);
+                requests.push(RequestKind::Expire, order, sku, line.quantity, ordinal, self.worker, NONE, 0);
             }
-            group.remove(slot);
+            group.slots[slot as usize].status = ReservationStatus::Gone;
+            true
+        });
+        for (_, group, slot) in expired {
+            self.groups[group as usize].remove(slot);
             self.len -= 1;
         }
         requests.finish()

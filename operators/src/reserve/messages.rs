@@ -66,7 +66,7 @@ pub(super) mod request {
 }
 
 /// place (uint64), kind (uint8), order_id, sku (text), quantity (int64), event_time (timestamp), ordinal (uint32: the line's number in its
-/// order), owner (uint32: the desk's worker), line (uint32: the desk's number in this epoch of the line asked for, or on whose grant this depends),
+/// order, in an expiry behind the lines of older orders of that id), owner (uint32: the desk's worker), line (uint32: the desk's number in this epoch of the line asked for, or on whose grant this depends),
 /// lines (uint32: how many the order has)
 pub fn request_schema() -> SchemaRef {
     static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {

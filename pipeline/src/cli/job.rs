@@ -30,7 +30,8 @@ pub(super) struct RunArgs {
 
 /// Run the whole job over a folder of recorded messages, to their end
 ///
-/// Reads inventory-*.jsonl and orders-*.jsonl (also .gz and .zst), one split a file, sorted by name, and writes each stream as a
+/// Reads inventory-*.jsonl and orders-*.jsonl (also .gz and .zst), one split a file, sorted by name; rows of inventory-opening*
+/// come before all others. Writes each stream as a
 /// Delta table OUT/delta/STREAM. A replay that was killed goes on where it was when the same command is given again.
 #[derive(Args)]
 #[command(after_help = "Examples:
