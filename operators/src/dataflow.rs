@@ -49,6 +49,11 @@ pub fn epoch_of(time: u64) -> Epoch {
     Epoch(time >> ROUND_BITS)
 }
 
+/// Which round of a loop within its epoch a time belongs to, from 0.
+pub fn round_of(time: u64) -> u32 {
+    (time & ((1 << ROUND_BITS) - 1)) as u32
+}
+
 /// Whether nothing can come any more at `time` or before.
 pub fn is_past(frontier: &MutableAntichain<u64>, time: u64) -> bool {
     !frontier.less_equal(&time)

@@ -472,7 +472,7 @@ impl Default for ClickHouseConfig {
             database: "orderflow".into(),
             user: "default".into(),
             password: Secret::default(),
-            commit_interval: Interval::millis(250),
+            commit_interval: Interval::millis(1000),
             commit_rows_max: 250_000,
             queue_rows_max: QUEUE_ROWS_MAX,
             retry_backoff_min: RETRY_BACKOFF_MIN,

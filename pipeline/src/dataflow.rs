@@ -26,7 +26,7 @@ use orderflow_operators::deduplicate::{Deduplicate, DeduplicateMovements, Dedupl
 use orderflow_operators::epoch::Epoch;
 use orderflow_operators::exchange::{by_text, by_worker};
 use orderflow_operators::features::{FeatureTable, Features, KeyKind, WindowSet};
-use orderflow_operators::reserve::{ReserveSettings, reserve, scored_schema};
+use orderflow_operators::reserve::{Observers, ReserveSettings, reserve, scored_schema};
 use orderflow_operators::rows::{feature_replies, feature_requests, movements, orders};
 use orderflow_operators::score::{Model, Thresholds};
 use orderflow_operators::streams::Stream;
@@ -186,11 +186,15 @@ pub fn build<'scope>(
         windows: windows.clone(),
     };
     let (desk, stock) = (Stage::new("reservations", scope.index(), metrics), Stage::new("stock", scope.index(), metrics));
-    let sizes: [Box<dyn FnMut(Epoch, usize)>; 2] = [
-        Box::new(move |epoch, orders| desk.state(epoch, orders, orders * RESERVATION_BYTES)),
-        Box::new(move |epoch, skus| stock.state(epoch, skus, skus * SKU_BYTES)),
-    ];
-    let reserved = reserve(scope, reserve_settings, clock.clone(), orders, lifecycle, movements, sizes);
+    let counted = metrics.clone();
+    let observers = Observers {
+        desk: Box::new(move |epoch, orders, rounds| {
+            counted.reservation_rounds(rounds);
+            desk.state(epoch, orders, orders * RESERVATION_BYTES);
+        }),
+        stock: Box::new(move |epoch, skus| stock.state(epoch, skus, skus * SKU_BYTES)),
+    };
+    let reserved = reserve(scope, reserve_settings, clock.clone(), orders, lifecycle, movements, observers);
 
     // -- out
     let outputs = Stream::ALL.map(|stream| {

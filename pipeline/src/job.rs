@@ -78,16 +78,20 @@ const OPENING: &str = "inventory-opening";
 /// # Errors
 /// With one message that says what to do. The same command then goes on where the job was.
 pub fn replay(plan: ReplayPlan) -> Result<Summary, JobError> {
-    let ReplayPlan { mut config, input, out, cluster, handles } = plan;
-    let source = FileSource::open_folder(&input, settings::source_limits(&config))?;
+    let ReplayPlan { mut config, input, out, rate, cluster, handles } = plan;
+    let mut source = FileSource::open_folder(&input, settings::source_limits(&config))?;
     if config.sinks.delta.url.is_empty() {
         config.sinks.delta.url = out.join("delta").display().to_string();
+    }
+    let mut cut = Cut::Replay;
+    if let Some(rate) = rate {
+        source = source.paced(rate, OPENING);
+        cut = Cut::Live { linger: config.epoch.linger.as_duration() };
     }
     let is_opening = |split: &Split| split.name.starts_with(OPENING);
     let starts = source.splits().iter().zip(source.sizes());
     let starts = starts.map(|(split, weight)| SplitStart { offset: 0, weight, opening: is_opening(split) }).collect();
-    let job =
-        Job { source: Arc::new(source), starts, cut: Cut::Replay, live: false, folder: out, cluster, handles, rows_total: None, config };
+    let job = Job { source: Arc::new(source), starts, cut, live: false, folder: out, cluster, handles, rows_total: None, config };
     job.execute()
 }
 
@@ -231,6 +235,7 @@ impl Job {
             unknown_fields: self.handles.metrics.unknown_fields(),
             seconds: started.elapsed().as_secs_f64(),
             cpu_seconds: cpu_seconds() - cpu_before,
+            latency: self.handles.metrics.latency(),
             stopped: done.stopped,
         })
     }
@@ -313,7 +318,10 @@ fn run_workers(
                 };
             }
             Ok(Err(error)) => return Err(JobError::Start(error)),
-            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(JobError::Failed("the workers' thread ended without a result".into())),
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                let message = failed.message().unwrap_or("the workers' thread ended without a result");
+                return Err(JobError::Failed(message.to_owned()));
+            }
             Err(mpsc::RecvTimeoutError::Timeout) => {}
         }
         if let Some(message) = failed.message()

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::Config;
-use crate::metrics::Metrics;
+use crate::metrics::{Latency, Metrics};
 use crate::status::Health;
 
 /// A replay: the whole job over a fixture folder, to the end of its files.
@@ -18,6 +18,8 @@ pub struct ReplayPlan {
     pub input: PathBuf,
     /// Folder of the epoch log and, unless the settings say otherwise, of the tables: `OUT/delta/<stream>`.
     pub out: PathBuf,
+    /// As if live: so many rows arrive a second, and epochs are cut as they do. None: as fast as it goes.
+    pub rate: Option<f64>,
     /// The other processes of the job, if it has any.
     pub cluster: Option<Cluster>,
     /// What both kinds of run have.
@@ -117,6 +119,8 @@ pub struct Summary {
     pub seconds: f64,
     /// CPU time of this process, user and system, in the same time; seconds.
     pub cpu_seconds: f64,
+    /// Time from orders' arrival to their decisions leaving the dataflow, in this process.
+    pub latency: Option<Latency>,
     /// Whether it was asked to stop before the input's end.
     pub stopped: bool,
 }

@@ -3,9 +3,10 @@
 //! A [`Metrics`] is cheap to clone and all clones count together. Its methods are called once an epoch, a batch or a commit, never
 //! once a row, from any thread. Units stand last in a metric's name. A page that lists them all is `deploy/grafana`'s dashboard.
 
+mod latency;
 mod process;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use orderflow_operators::epoch::{Epoch, Micros, NEVER};
@@ -17,6 +18,7 @@ use prometheus::{
 
 use crate::job_plan::DecisionCounts;
 
+pub use latency::{Latency, LatencyHistogram};
 pub use process::cpu_seconds;
 
 /// Fine where latencies of epochs are: 1 ms to 10 s.
@@ -45,6 +47,7 @@ struct Inner {
     epoch_rows: Histogram,
     epoch_from_seal: Histogram,
     epoch_from_arrival: Histogram,
+    row_latency: Mutex<LatencyHistogram>,
     reservation_rounds: Histogram,
     watermark: Gauge,
     split_lag: IntGaugeVec,
@@ -114,6 +117,7 @@ impl Metrics {
                 "Time from the arrival of an epoch's oldest row to its decisions leaving the dataflow",
                 &LATENCY_BUCKETS_SECONDS,
             ),
+            row_latency: Mutex::default(),
             reservation_rounds: make.histogram(
                 "orderflow_reservation_rounds",
                 "Rounds of the reservation loop in an epoch",
@@ -173,12 +177,20 @@ impl Metrics {
     }
 
     /// All rows of `epoch` left the dataflow, so long after its seal and, where it is live, after the arrival of its oldest row.
-    pub fn epoch_decided(&self, epoch: Epoch, since_seal: Duration, since_arrival: Option<Duration>) {
+    pub fn epoch_decided(&self, epoch: Epoch, orders: u64, since_seal: Duration, since_arrival: Option<Duration>) {
         self.0.epoch_decided.set(epoch.0 as i64);
         self.0.epoch_from_seal.observe(since_seal.as_secs_f64());
         if let Some(time) = since_arrival {
             self.0.epoch_from_arrival.observe(time.as_secs_f64());
+            if orders > 0 {
+                self.0.row_latency.lock().unwrap_or_else(PoisonError::into_inner).record(time, orders);
+            }
         }
+    }
+
+    /// Time from orders' arrival to their decisions leaving the dataflow; each order counts with the arrival of the oldest row of its epoch.
+    pub fn latency(&self) -> Option<Latency> {
+        self.0.row_latency.lock().unwrap_or_else(PoisonError::into_inner).quantiles()
     }
 
     /// The watermark after the last epoch.

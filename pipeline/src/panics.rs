@@ -17,8 +17,8 @@ thread_local! {
 /// Jobs of several processes: timely's connection threads do not say whose they are.
 static CLUSTERED: Mutex<Vec<Failure>> = Mutex::new(Vec::new());
 
-/// What timely names the threads that send to and receive from other processes.
-const CONNECTION_THREADS: [&str; 2] = ["timely:send", "timely:recv"];
+/// What timely names the threads that send to and receive from other processes; and the thread that waits for these.
+const CONNECTION_THREADS: [&str; 3] = ["timely:send", "timely:recv", "workers"];
 
 /// From now on a panic of this thread, worker `index` of a job, is reported to the job's failure.
 pub fn watch_worker(index: usize, failure: &Failure) {

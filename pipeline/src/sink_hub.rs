@@ -143,7 +143,8 @@ impl SinkHub {
                     std::mem::replace(&mut *arrivals, later).pop_last().filter(|(epoch, _)| *epoch == info.epoch)
                 };
                 let since_seal = std::time::Duration::from_micros(((self.now)() - info.sealed_at).max(0) as u64);
-                self.metrics.epoch_decided(info.epoch, since_seal, arrival.map(|(_, first)| first.elapsed()));
+                let orders = rows.map_or(0, |rows| rows.num_rows() as u64);
+                self.metrics.epoch_decided(info.epoch, orders, since_seal, arrival.map(|(_, first)| first.elapsed()));
             }
             Stream::DeadLetters => {
                 self.dead_letters.fetch_add(rows.map_or(0, |r| r.num_rows() as u64), Ordering::Relaxed);

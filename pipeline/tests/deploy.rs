@@ -25,7 +25,7 @@ fn series() -> BTreeSet<String> {
     metrics.decisions(&DecisionCounts::default());
     metrics.decoded("orders", 1, 1);
     metrics.epoch_sealed(epoch, 1);
-    metrics.epoch_decided(epoch, time, Some(time));
+    metrics.epoch_decided(epoch, 1, time, Some(time));
     metrics.reservation_rounds(1);
     metrics.split("orders", 0, 1, 1);
     metrics.state("reserve", 0, 1, 1);

@@ -78,6 +78,37 @@ fn two_processes() {
 }
 
 #[test]
+fn when_a_process_dies_the_other_says_so_and_both_go_on_later() {
+    let input = generated(5, 3_000);
+    let out = tempfile::tempdir().unwrap();
+    let parts = |more: &[&str]| {
+        let hosts = free_hosts(2);
+        ["0", "1"].map(|process| {
+            let cluster = ["--workers", "1", "--hosts", &hosts, "--process", process, "--set", "sinks.delta.commit_interval=100 ms"];
+            replay_command(input.path(), out.path(), &[&cluster[..], more].concat()).spawn().unwrap()
+        })
+    };
+    // At a pace that takes longer than what follows.
+    let [first, mut second] = parts(&["--rate", "100"]);
+    let started = std::time::Instant::now();
+    while std::fs::metadata(out.path().join("epochs.log")).map_or(0, |log| log.len()) < 1_000 {
+        assert!(started.elapsed().as_secs() < 30, "no epochs were logged");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    second.kill().unwrap();
+    second.wait().unwrap();
+    let output = first.wait_with_output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(message.contains("error: lost another process of the job"), "{message}");
+
+    let [first, second] = parts(&[]);
+    expect_success(first);
+    expect_success(second);
+    assert_equal(&tables(out.path()), &expected(input.path(), out.path(), &ReferenceSettings::default()), "after a process died");
+}
+
+#[test]
 fn a_finished_replay_is_left_as_it_is() {
     let out = tempfile::tempdir().unwrap();
     replay(&recorded(), out.path(), &["--workers", "1"]);

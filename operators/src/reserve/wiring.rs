@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use super::messages::{decision, decision_schema, request, request_schema, verdict, verdict_schema};
 use super::{Desk, Finished, ReserveSettings, Settled, Stock};
 use crate::batch::{Batch, register_schema};
-use crate::dataflow::{Batches, Clock, Stash, concat, epoch_of, in_order, is_past, read_clock, stashing_input, time_of};
+use crate::dataflow::{Batches, Clock, Stash, concat, epoch_of, in_order, is_past, read_clock, round_of, stashing_input, time_of};
 use crate::epoch::{Epoch, EpochInfo};
 use crate::exchange::{by_text, by_worker};
 use crate::rows::{lifecycle, movements};
@@ -33,8 +33,13 @@ pub struct Reserved<'scope> {
     pub stock_movements: Batches<'scope>,
 }
 
-/// Sizes of the state, as they are told after each epoch: reservations on the desk, SKUs in the stock.
-pub type Sizes = Box<dyn FnMut(Epoch, usize)>;
+/// Who is told after each epoch how it went.
+pub struct Observers {
+    /// Of the desk: reservations, and the rounds that it took until every order was decided.
+    pub desk: Box<dyn FnMut(Epoch, usize, u32)>,
+    /// Of the stock: SKUs.
+    pub stock: Box<dyn FnMut(Epoch, usize)>,
+}
 
 /// Decides the `scored` orders ([`super::scored_schema`], already on the worker of their order id) against the stock that `movements` (first-seen ones) make.
 pub fn reserve<'scope>(
@@ -44,14 +49,14 @@ pub fn reserve<'scope>(
     scored: Batches<'scope>,
     lifecycle: Batches<'scope>,
     movements: Batches<'scope>,
-    [desk_size, stock_size]: [Sizes; 2],
+    observers: Observers,
 ) -> Reserved<'scope> {
     let (handle, verdicts) = scope.feedback::<Batch>(1);
     let desk = Desk::new(scope.index(), settings);
     let ([requests, decisions], [order_decisions, order_lines, ignored]) =
-        desk_operator(scope, desk, clock.clone(), scored, lifecycle, verdicts, desk_size);
+        desk_operator(scope, desk, clock.clone(), scored, lifecycle, verdicts, observers.desk);
     let (verdicts, [reservation_events, stock_movements]) =
-        stock_operator(scope, Stock::new(scope.index()), clock, movements, requests, decisions, stock_size);
+        stock_operator(scope, Stock::new(scope.index()), clock, movements, requests, decisions, observers.stock);
     verdicts.connect_loop(handle);
     Reserved { order_decisions, order_lines, reservation_events, ignored, stock_movements }
 }
@@ -110,7 +115,7 @@ fn desk_operator<'scope>(
     scored: Batches<'scope>,
     lifecycle: Batches<'scope>,
     verdicts: Batches<'scope>,
-    mut size: Sizes,
+    mut observer: Box<dyn FnMut(Epoch, usize, u32)>,
 ) -> ([Batches<'scope>; 2], [Batches<'scope>; 3]) {
     const REQUESTS: usize = 0;
     const DECISIONS: usize = 1;
@@ -132,6 +137,8 @@ fn desk_operator<'scope>(
         drop(capabilities);
         let (mut orders, mut messages, mut clock, mut heard) = (Stash::new(), Stash::new(), Clock::new(), Answerable::new());
         let mut current: Option<(EpochInfo, Vec<Capability<u64>>)> = None;
+        // The last round of the epoch in which there were verdicts.
+        let mut round = 0;
         move |frontiers| {
             scored(&mut orders);
             lifecycle(&mut messages);
@@ -153,6 +160,7 @@ fn desk_operator<'scope>(
                 }
                 let Some((info, _)) = &current else { break };
                 for (capability, batches) in take_epoch(&mut heard, info.epoch) {
+                    round = round_of(*capability.time());
                     send(&mut messages_out, &capability, desk.hear(&batches));
                 }
                 if !desk.is_complete() {
@@ -164,7 +172,7 @@ fn desk_operator<'scope>(
                     send(&mut decisions_out, &capabilities[1], decisions);
                     send(&mut lines_out, &capabilities[2], lines);
                     send(&mut ignored_out, &capabilities[3], ignored);
-                    size(info.epoch, desk.len());
+                    observer(info.epoch, desk.len(), std::mem::take(&mut round) + 1);
                 }
             }
         }
@@ -179,7 +187,7 @@ fn stock_operator<'scope>(
     movements: Batches<'scope>,
     requests: Batches<'scope>,
     decisions: Batches<'scope>,
-    mut size: Sizes,
+    mut observer: Box<dyn FnMut(Epoch, usize)>,
 ) -> (Batches<'scope>, [Batches<'scope>; 2]) {
     const VERDICTS: usize = 0;
     let mut builder = OperatorBuilder::new("stock".to_owned(), scope);
@@ -231,7 +239,7 @@ fn stock_operator<'scope>(
                     let Settled { events, movements } = stock.settle();
                     send(&mut events_out, &capabilities[0], events);
                     send(&mut movements_out, &capabilities[1], movements);
-                    size(epoch, stock.len());
+                    observer(epoch, stock.len());
                 }
             }
         }

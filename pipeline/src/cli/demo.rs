@@ -91,7 +91,7 @@ pub(super) fn demo(args: DemoArgs) -> Result<(), CliError> {
     let job = folder.join("job");
     let stop = Stop::default();
     let session = job::Session::start(&config, stop.clone(), !args.no_progress, "")?;
-    let summary = job::run_replay(session, config, None, fixture, job.clone())?;
+    let summary = job::run_replay(session, config, None, fixture, job.clone(), None)?;
 
     writeln!(out, "\n{}", throughput(&summary))?;
     writeln!(out, "{}", decisions(&summary))?;

@@ -191,7 +191,10 @@ pub(super) fn generate(args: GenerateArgs) -> Result<(), CliError> {
 
 /// The demo's input: an ordinary day with a flash sale.
 pub(super) fn demo_fixture(orders: u64, seed: u64, folder: &Path, display: &Display) -> Result<u64, CliError> {
-    let settings = GenerateSettings { orders, seed, flash_sale: Some(FlashSale::default()), ..defaults() };
+    let ended = GenerateSettings { orders, seed, flash_sale: Some(FlashSale::default()), ..defaults() };
+    let span_us = (orders as f64 / ended.rate_per_s * 1e6) as i64;
+    // The orders of the minutes before now, so that the reports' times are of today.
+    let settings = GenerateSettings { start_us: Utc::now().timestamp_micros() - span_us, ..ended };
     Ok(into_folder(&settings, Compression::Plain, folder, display)?.rows)
 }
 

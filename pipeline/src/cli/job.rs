@@ -46,6 +46,9 @@ pub(super) struct ReplayArgs {
     /// Folder of the results and of the epoch log; created if need be
     #[arg(long, value_name = "OUT")]
     out: PathBuf,
+    /// As if live: so many rows a second arrive, epochs are cut as they do, and their latency is shown
+    #[arg(long, value_name = "ROWS", value_parser = rate)]
+    rate: Option<f64>,
     /// Serve metrics and the status page while it runs, at HOST:PORT
     #[arg(long, value_name = "HOST:PORT")]
     metrics: Option<String>,
@@ -108,9 +111,16 @@ pub(super) fn run(args: RunArgs) -> Result<(), CliError> {
 pub(super) fn replay(args: ReplayArgs) -> Result<(), CliError> {
     let (config, cluster) = (args.common.config()?, args.common.cluster()?);
     let session = Session::start(&config, Stop::default(), !args.common.no_progress, args.metrics.as_deref().unwrap_or_default())?;
-    let summary = run_replay(session, config, cluster, args.input, args.out)?;
+    let summary = run_replay(session, config, cluster, args.input, args.out, args.rate)?;
     eprintln!("{summary}");
+    if let (Some(_), Some(latency)) = (args.rate, summary.latency) {
+        eprintln!("from an order's arrival to its decision: {latency}");
+    }
     Ok(())
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0).ok_or_else(|| "must be a number above 0".to_owned())
 }
 
 /// A replay to its end.
@@ -120,12 +130,13 @@ pub(super) fn run_replay(
     cluster: Option<Cluster>,
     input: PathBuf,
     out: PathBuf,
+    rate: Option<f64>,
 ) -> Result<Summary, CliError> {
     if !input.is_dir() {
         let hint = "give a folder with inventory-*.jsonl and orders-*.jsonl, or make one with `orderflow generate`";
         return Err(CliError::Failed(format!("there is no folder {}; {hint}", input.display())));
     }
-    let plan = ReplayPlan { config, input, out, cluster, handles: session.handles.clone() };
+    let plan = ReplayPlan { config, input, out, rate, cluster, handles: session.handles.clone() };
     let summary = session.finish(job::replay(plan))?;
     if summary.stopped {
         return Err(CliError::Failed("stopped before the end of the input; the same command goes on from there".to_owned()));

@@ -5,6 +5,7 @@ use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use flate2::bufread::MultiGzDecoder;
 use orderflow_operators::decoder::Topic;
@@ -22,6 +23,8 @@ pub struct FileSource {
     /// By split.
     files: Vec<InputFile>,
     limits: SourceLimits,
+    /// By split: rows a second, where they arrive at a pace.
+    rates: Vec<Option<f64>>,
 }
 
 impl FileSource {
@@ -50,7 +53,18 @@ impl FileSource {
         }
         let names = |topic| files.iter().filter(move |file| file.topic == topic).map(|file| file.name.clone());
         let splits = numbered(names(Topic::Inventory), names(Topic::Orders))?;
-        Ok(FileSource { splits, files, limits: limits.checked() })
+        Ok(FileSource { rates: vec![None; files.len()], splits, files, limits: limits.checked() })
+    }
+
+    /// The same, but rows arrive at a pace: together so many a second, from each file in proportion to its size. Files whose names
+    /// begin with `at_once` are read as fast as they can be.
+    pub fn paced(mut self, rows_per_s: f64, at_once: &str) -> FileSource {
+        let sizes = self.sizes();
+        let paced = |split: &Split| !split.name.starts_with(at_once);
+        let total: u64 = self.splits.iter().zip(&sizes).filter(|(split, _)| paced(split)).map(|(_, bytes)| bytes).sum();
+        let rate = |bytes: u64| rows_per_s * bytes.max(1) as f64 / total.max(1) as f64;
+        self.rates = self.splits.iter().zip(sizes).map(|(split, bytes)| paced(split).then(|| rate(bytes))).collect();
+        self
     }
 
     /// Of each split, the bytes of its file as it is on disk.
@@ -70,9 +84,10 @@ impl Source for FileSource {
         let limits = self.limits;
         let input = file.open().map_err(|source| SourceError::Unreadable { path: file.path.clone(), source: Arc::new(source) })?;
         let (feed, reader) = buffer(&file.name, offset, limits, wake);
+        let mut pace = self.rates[split as usize].map(|rate| Pace { rate, start: Instant::now(), rows: 0.0 });
         thread::Builder::new()
             .name(format!("read-{split}"))
-            .spawn(move || match read(input, &file, offset, limits, &feed) {
+            .spawn(move || match read(input, &file, offset, limits, pace.as_mut(), &feed) {
                 Ok(()) => feed.end(),
                 Err(error) => feed.fail(error),
             })
@@ -86,7 +101,17 @@ impl Source for FileSource {
 }
 
 /// Feeds the lines of `input` from line `offset` on, until it ends or nobody wants them.
-fn read(input: Box<dyn BufRead>, file: &InputFile, offset: i64, limits: SourceLimits, feed: &Feed) -> Result<(), SourceError> {
+fn read(
+    input: Box<dyn BufRead>,
+    file: &InputFile,
+    offset: i64,
+    mut limits: SourceLimits,
+    mut pace: Option<&mut Pace>,
+    feed: &Feed,
+) -> Result<(), SourceError> {
+    if let Some(pace) = &pace {
+        limits.chunk_rows = limits.chunk_rows.min(pace.step());
+    }
     let broken = |(line, source): (i64, io::Error)| SourceError::Broken { path: file.path.clone(), line, source: Arc::new(source) };
     let mut lines = Lines::new(input);
     let skipped = lines.skip(offset).map_err(|error| broken((0, error)))?;
@@ -106,10 +131,45 @@ fn read(input: Box<dyn BufRead>, file: &InputFile, offset: i64, limits: SourceLi
         if last {
             return Ok(());
         }
+        if let Some(pace) = &mut pace {
+            pace.wait(end - next, feed);
+        }
         next = end;
     }
     Ok(())
 }
+
+/// Rows that arrive at a pace.
+struct Pace {
+    /// Rows a second.
+    rate: f64,
+    start: Instant,
+    /// Rows since the start.
+    rows: f64,
+}
+
+impl Pace {
+    /// Rows that arrive together: those of a millisecond.
+    fn step(&self) -> usize {
+        ((self.rate / 1000.0) as usize).max(1)
+    }
+
+    /// Waits until `rows` more are due, or nobody wants them.
+    fn wait(&mut self, rows: i64, feed: &Feed) {
+        const LOOK: Duration = Duration::from_millis(100);
+        self.rows += rows as f64;
+        let due = self.start + Duration::from_secs_f64((self.rows / self.rate).min(MAX_PAUSE_S));
+        while let Some(rest) = due.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero()) {
+            if feed.is_abandoned() {
+                return;
+            }
+            thread::sleep(rest.min(LOOK));
+        }
+    }
+}
+
+/// Times further off cannot be computed with: a hundred years.
+const MAX_PAUSE_S: f64 = 3e9;
 
 #[derive(Clone, Debug)]
 struct InputFile {

@@ -203,7 +203,7 @@ mod tests {
         let metrics = Metrics::new();
         assert_eq!(Figures(&metrics.gather()).quantiles("orderflow_epoch_seal_to_decided_seconds"), None);
         for ms in [2, 2, 2, 45] {
-            metrics.epoch_decided(Epoch(1), Duration::from_millis(ms), None);
+            metrics.epoch_decided(Epoch(1), 1, Duration::from_millis(ms), None);
         }
         let quantiles = Figures(&metrics.gather()).quantiles("orderflow_epoch_seal_to_decided_seconds");
         assert_eq!(quantiles, Some(["≤ 2 ms".to_owned(), "≤ 50 ms".to_owned()]));

@@ -1,0 +1,302 @@
+//! Benchmarks of the whole job, each replay in a process of its own so that CPU time and memory are the job's alone.
+//!
+//! ```text
+//! cargo run --release -p orderflow-benches --bin end-to-end -- throughput --orders 1000000 --runs 5
+//! cargo run --release -p orderflow-benches --bin end-to-end -- latency --orders-per-s 36000 --seconds 30
+//! cargo run --release -p orderflow-benches --bin end-to-end -- memory --orders 6000000
+//! ```
+
+use std::error::Error;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand};
+use orderflow::config::Config;
+use orderflow::job;
+use orderflow::job_plan::{Handles, ReplayPlan};
+use orderflow_fixtures::clickhouse_server::{ClickHouseServer, ServeCommand, ServerOptions, serve_from_env};
+use orderflow_fixtures::generate::{Compression, FlashSale, GenerateSettings, write_folder};
+
+/// That of the job's binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+#[derive(Parser)]
+#[command(about = "Benchmarks of the whole job")]
+struct Arguments {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Replays a generated folder as fast as it goes, with sinks off and on, one after the other in turn.
+    Throughput {
+        /// Orders to generate.
+        #[arg(long, default_value_t = 1_000_000)]
+        orders: u64,
+        /// Runs of each.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// Worker threads.
+        #[arg(long, default_value_t = 2)]
+        workers: usize,
+        /// More settings, as the job takes them.
+        #[arg(long = "set")]
+        settings: Vec<String>,
+    },
+    /// Lets rows arrive at a pace and shows how long orders take to their decisions.
+    Latency {
+        /// Orders that arrive a second, with all that comes with them.
+        #[arg(long, default_value_t = 36_000.0)]
+        orders_per_s: f64,
+        /// How long; seconds.
+        #[arg(long, default_value_t = 30.0)]
+        seconds: f64,
+        /// Runs.
+        #[arg(long, default_value_t = 3)]
+        runs: usize,
+        /// Worker threads.
+        #[arg(long, default_value_t = 2)]
+        workers: usize,
+        /// More settings, as the job takes them.
+        #[arg(long = "set")]
+        settings: Vec<String>,
+    },
+    /// Replays with state that stops growing, and shows memory over time.
+    Memory {
+        /// Orders to generate.
+        #[arg(long, default_value_t = 6_000_000)]
+        orders: u64,
+        /// Worker threads.
+        #[arg(long, default_value_t = 2)]
+        workers: usize,
+    },
+    /// One replay, in this process: what the others start.
+    #[command(hide = true)]
+    Replay {
+        input: PathBuf,
+        out: PathBuf,
+        #[arg(long)]
+        rate: Option<f64>,
+        #[arg(long = "set")]
+        settings: Vec<String>,
+    },
+    /// ClickHouse, in this process.
+    #[command(hide = true)]
+    ClickHouse,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().bench {
+        Bench::Throughput { orders, runs, workers, settings } => throughput(orders, runs, workers, &settings),
+        Bench::Latency { orders_per_s, seconds, runs, workers, settings } => latency(orders_per_s, seconds, runs, workers, &settings),
+        Bench::Memory { orders, workers } => memory(orders, workers),
+        Bench::Replay { input, out, rate, settings } => replay(input, out, rate, &settings),
+        Bench::ClickHouse => {
+            serve_from_env();
+            Ok(())
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+// --- a replay in a process of its own ------------------------------------------------------
+
+/// What a replay took.
+#[derive(Clone, Copy, Debug, Default)]
+struct Measured {
+    orders: f64,
+    /// From its start to the last commit.
+    seconds: f64,
+    /// User and system time of the process.
+    cpu_seconds: f64,
+    /// Most memory of the process; bytes.
+    memory: f64,
+    /// From arrival to decision; milliseconds.
+    p50_ms: f64,
+    p99_ms: f64,
+    max_ms: f64,
+}
+
+/// The job in this process. One line of numbers is its answer.
+fn replay(input: PathBuf, out: PathBuf, rate: Option<f64>, settings: &[String]) -> Outcome<()> {
+    let config = Config::load(None, settings)?;
+    let summary = job::replay(ReplayPlan { config, input, out, rate, cluster: None, handles: Handles::quiet() })?;
+    let latency = summary.latency.unwrap_or_default();
+    let [p50, p99, max] = [latency.p50, latency.p99, latency.max].map(|time| time.as_secs_f64() * 1e3);
+    println!("{} {} {} {} {}", summary.decisions.total(), summary.seconds, p50, p99, max);
+    Ok(())
+}
+
+fn start(input: &Path, out: &Path, rate: Option<f64>, settings: &[String]) -> Outcome<Child> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("replay").arg(input).arg(out);
+    if let Some(rate) = rate {
+        command.arg("--rate").arg(rate.to_string());
+    }
+    for setting in settings {
+        command.arg("--set").arg(setting);
+    }
+    Ok(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?)
+}
+
+/// Waits for its end, for what it used, and reads its answer.
+fn finish(mut child: Child) -> Outcome<Measured> {
+    let mut status = 0;
+    // SAFETY: an all-zero `rusage` is a valid value of that plain struct.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the child is ours and was not waited for; both pointers are to live values of the right types.
+    if unsafe { libc::wait4(child.id() as libc::pid_t, &mut status, 0, &mut usage) } < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    let mut answer = String::new();
+    if let Some(out) = &mut child.stdout {
+        std::io::Read::read_to_string(out, &mut answer)?;
+    }
+    let status = ExitStatus::from_raw(status);
+    if !status.success() {
+        return Err(format!("the replay ended with {status}").into());
+    }
+    let numbers: Vec<f64> = answer.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let &[orders, seconds, p50_ms, p99_ms, max_ms] = numbers.as_slice() else {
+        return Err(format!("the replay answered `{answer}`").into());
+    };
+    let time = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
+    let cpu_seconds = time(usage.ru_utime) + time(usage.ru_stime);
+    Ok(Measured { orders, seconds, cpu_seconds, memory: usage.ru_maxrss as f64 * 1024.0, p50_ms, p99_ms, max_ms })
+}
+
+/// Median, least and most.
+fn spread(mut values: Vec<f64>) -> [f64; 3] {
+    values.sort_by(f64::total_cmp);
+    [values[values.len() / 2], values[0], values[values.len() - 1]]
+}
+
+fn column(measured: &[Measured], of: impl Fn(&Measured) -> f64) -> [f64; 3] {
+    spread(measured.iter().map(of).collect())
+}
+
+fn generate(settings: &GenerateSettings, folder: &Path) -> Outcome<()> {
+    let started = Instant::now();
+    let written = write_folder(settings, Compression::Plain, folder, |_| ())?;
+    println!(
+        "{} orders, {} messages, {} MiB, generated in {:.1} s",
+        settings.orders,
+        written.rows,
+        written.bytes >> 20,
+        started.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+// --- throughput ----------------------------------------------------------------------------
+
+fn throughput(orders: u64, runs: usize, workers: usize, settings: &[String]) -> Outcome<()> {
+    let folder = tempfile::tempdir()?;
+    let input = folder.path().join("fixture");
+    generate(&GenerateSettings { orders, flash_sale: Some(FlashSale::default()), ..GenerateSettings::default() }, &input)?;
+    let serve = ServeCommand::this_program(["click-house"])?;
+    let server = ClickHouseServer::start(ServerOptions::new(folder.path().join("clickhouse"), serve))?;
+    let variants = [("none", false, false), ("delta", true, false), ("clickhouse", false, true), ("delta + clickhouse", true, true)];
+    let mut measured = vec![Vec::new(); variants.len()];
+    for run in 0..runs {
+        for (&(_, delta, clickhouse), measured) in variants.iter().zip(&mut measured) {
+            let mut settings = settings.to_vec();
+            settings.push(format!("job.workers={workers}"));
+            settings.push(format!("sinks.delta.enabled={delta}"));
+            settings.push(format!("sinks.clickhouse.enabled={clickhouse}"));
+            settings.push(format!("sinks.clickhouse.url={}", server.url()));
+            // A database and a job of its own: what another run committed would be skipped.
+            settings.push(format!("sinks.clickhouse.database=run_{run}_{delta}"));
+            settings.push(format!("job.id=run-{run}-{delta}"));
+            let out = folder.path().join("out");
+            measured.push(finish(start(&input, &out, None, &settings)?)?);
+            std::fs::remove_dir_all(&out)?;
+        }
+    }
+    println!("{runs} runs each, {workers} workers: median (least – most)\n");
+    println!("| sinks | orders/s | CPU s per million orders | most memory, MiB |\n| --- | --- | --- | --- |");
+    for ((name, ..), measured) in variants.iter().zip(&measured) {
+        let rate = column(measured, |m| m.orders / m.seconds / 1e3);
+        let cpu = column(measured, |m| m.cpu_seconds * 1e6 / m.orders);
+        let memory = column(measured, |m| m.memory / 1048576.0);
+        println!(
+            "| {name} | {:.0} K ({:.0} – {:.0}) | {:.2} ({:.2} – {:.2}) | {:.0} ({:.0} – {:.0}) |",
+            rate[0], rate[1], rate[2], cpu[0], cpu[1], cpu[2], memory[0], memory[1], memory[2]
+        );
+    }
+    Ok(())
+}
+
+// --- latency -------------------------------------------------------------------------------
+
+fn latency(orders_per_s: f64, seconds: f64, runs: usize, workers: usize, settings: &[String]) -> Outcome<()> {
+    let folder = tempfile::tempdir()?;
+    let input = folder.path().join("fixture");
+    let orders = (orders_per_s * seconds) as u64;
+    // Event time goes as fast as arrival; payments and what else follows an order within that time come with the others.
+    generate(&GenerateSettings { orders, rate_per_s: orders_per_s, ..GenerateSettings::default() }, &input)?;
+    println!("| run | orders/s | CPU, cores | p50, ms | p99, ms | most, ms |\n| --- | --- | --- | --- | --- | --- |");
+    for run in 1..=runs {
+        let out = folder.path().join("out");
+        let mut settings = settings.to_vec();
+        settings.push(format!("job.workers={workers}"));
+        let rows = std::fs::read_dir(&input)?.try_fold(0, |rows, file| -> Outcome<usize> {
+            let path = file?.path();
+            let opening = path.file_name().is_some_and(|name| name.to_string_lossy().contains("opening"));
+            Ok(rows + if opening { 0 } else { std::fs::read(path)?.iter().filter(|&&byte| byte == b'\n').count() })
+        })?;
+        let measured = finish(start(&input, &out, Some(rows as f64 / seconds), &settings)?)?;
+        let Measured { orders, seconds, cpu_seconds, p50_ms, p99_ms, max_ms, .. } = measured;
+        println!("| {run} | {:.0} | {:.2} | {p50_ms:.1} | {p99_ms:.1} | {max_ms:.1} |", orders / seconds, cpu_seconds / seconds);
+        std::fs::remove_dir_all(&out)?;
+    }
+    Ok(())
+}
+
+// --- memory --------------------------------------------------------------------------------
+
+/// Rows of the table.
+const SAMPLES: usize = 12;
+
+fn memory(orders: u64, workers: usize) -> Outcome<()> {
+    let folder = tempfile::tempdir()?;
+    let input = folder.path().join("fixture");
+    let generated = GenerateSettings { orders, customers: 20_000, skus: 10_000, rate_per_s: 3_000.0, ..GenerateSettings::default() };
+    generate(&generated, &input)?;
+    // Ids are remembered for a minute and holds last for half of one, so that state stops growing early.
+    let settings = [format!("job.workers={workers}"), "dedup.horizon=1 min".into(), "reservation.hold=30 s".into()];
+    let out = folder.path().join("out");
+    let started = Instant::now();
+    let child = start(&input, &out, None, &settings)?;
+    let status = format!("/proc/{}/status", child.id());
+    let mut samples: Vec<(Duration, u64)> = Vec::new();
+    // A process that has ended has no memory any more.
+    while let Some(memory) = std::fs::read_to_string(&status).ok().and_then(|text| resident(&text)) {
+        samples.push((started.elapsed(), memory));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let measured = finish(child)?;
+    println!("{:.0} orders in {:.1} s\n\n| seconds | resident, MiB |\n| --- | --- |", measured.orders, measured.seconds);
+    for part in samples.chunks(samples.len().div_ceil(SAMPLES).max(1)) {
+        let most = part.iter().map(|sample| sample.1).max().unwrap_or_default();
+        println!("| up to {:.1} | {} |", part[part.len() - 1].0.as_secs_f64(), most >> 20);
+    }
+    Ok(())
+}
+
+fn resident(status: &str) -> Option<u64> {
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
