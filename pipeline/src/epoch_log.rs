@@ -7,6 +7,7 @@
 mod local;
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
@@ -144,6 +145,9 @@ pub enum EpochLogError {
         /// What differs, and what to do.
         what: String,
     },
+    /// A bug of its own.
+    #[error("the epoch log's writer failed; this is a bug, please report it")]
+    Panicked,
     /// There is none.
     #[error("there is no epoch log in {path}: give the folder that was --out of a replay, or job.data_dir of a run")]
     Missing {
@@ -176,11 +180,12 @@ impl LogWriter {
     ) -> std::io::Result<LogWriter> {
         let (records, queue) = mpsc::sync_channel::<EpochRecord>(QUEUE_MAX);
         let thread = std::thread::Builder::new().name("epoch-log".into()).spawn(move || {
-            let mut group = Vec::new();
+            let mut group: Vec<EpochRecord> = Vec::new();
             while let Ok(first) = queue.recv() {
                 group.push(first);
                 group.extend(queue.try_iter());
-                if let Err(error) = log.append(&group) {
+                let appended = std::panic::catch_unwind(AssertUnwindSafe(|| log.append(&group)));
+                if let Err(error) = appended.unwrap_or(Err(EpochLogError::Panicked)) {
                     return failed(error);
                 }
                 if let Some(last) = group.last() {

@@ -159,6 +159,8 @@ impl Job {
 
         // Process 0 keeps the log, and with it the right to run.
         let log = if process == 0 { Some(LocalLog::open(&self.folder, &header)?) } else { None };
+        // Held until the last commit: a second job must not begin while this one's sinks are at work.
+        let _lock = log.as_ref().map(|(log, _)| log.lock());
         let tape = log.as_ref().map_or_else(Vec::new, |(_, tape)| tape.clone());
         let replayed = tape.last().map_or(Epoch(0), |r| r.epoch);
         let (durable, durable_seen) = watch::channel(replayed);
@@ -174,7 +176,27 @@ impl Job {
         let mine = |stream: usize| (stream % peers) / workers == process;
         let drivers = sinks::drivers(config, &settings, &hub, &metrics, &failure, durable_seen, mine)?;
         let committed: Vec<watch::Receiver<Epoch>> = drivers.iter().map(|d| d.committed.subscribe()).collect();
-        let tasks = runtime.block_on(sinks::start(drivers)).map_err(JobError::Sink)?;
+        let stop = self.handles.stop.clone();
+        let recovered = runtime.block_on(async {
+            tokio::select! {
+                recovered = sinks::recover(drivers) => recovered,
+                () = stopped(&stop) => Err("stopped while a sink was unavailable".to_owned()),
+            }
+        });
+        let recovered = match recovered {
+            Ok(recovered) => recovered,
+            Err(message) => {
+                runtime.shutdown_background();
+                return Err(JobError::Sink(message));
+            }
+        };
+        let sinks_through = sinks::through(&recovered);
+        if process == 0
+            && let Some(message) = sinks_ahead(sinks_through, replayed)
+        {
+            return Err(JobError::Sink(message));
+        }
+        let tasks = sinks::start(&runtime, recovered);
 
         let head = match log {
             None => None,
@@ -204,9 +226,18 @@ impl Job {
             in_flight: config.epoch.in_flight as u64,
             durable,
             clustered: processes > 1,
+            sinks_through,
+            stop: self.handles.stop.clone(),
             shared: Shared { settings, hub: hub.clone(), metrics, failure: failure.clone() },
         });
-        let done = run_workers(plan, head, workers, self.cluster.clone(), &failure)?;
+        let done = match run_workers(plan, head, workers, self.cluster.clone(), &failure) {
+            Ok(done) => done,
+            Err(error) => {
+                // A sink may hang in a call that blocks.
+                runtime.shutdown_background();
+                return Err(error);
+            }
+        };
         hub.close();
 
         // The last commits.
@@ -239,6 +270,24 @@ impl Job {
             stopped: done.stopped,
         })
     }
+}
+
+/// Ends when somebody asks the job to.
+async fn stopped(stop: &crate::job_plan::Stop) {
+    while !stop.requested() {
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// What to say if sinks have committed more than the epoch log knows of: its epochs would be taken for theirs, and skipped.
+pub(crate) fn sinks_ahead(sinks_through: Epoch, log_through: Epoch) -> Option<String> {
+    (sinks_through > log_through).then(|| {
+        format!(
+            "the sinks have committed epoch {} of this job, but its epoch log ends with epoch {}: it is the log of another job, or was \
+             lost; put back the folder with the log, or choose another job.id and other tables for a job that begins anew",
+            sinks_through.0, log_through.0
+        )
+    })
 }
 
 /// What gives new epochs their sealing time.
@@ -296,7 +345,7 @@ fn run_workers(
     let clustered = meeting.recv_timeout(MEET);
     if clustered.is_err() && !failed.is_set() {
         // Either the workers' threads could not start, which their result says, or the other processes did not come.
-        if let Ok(Err(error)) = results.try_recv() {
+        if let Ok(Err(error)) = results.recv_timeout(LEAVE) {
             return Err(JobError::Start(error));
         }
         return Err(JobError::Start(format!("the job's other processes did not answer within {} s; start all of them", MEET.as_secs())));

@@ -151,6 +151,11 @@ impl Sealer {
         }
     }
 
+    /// The last epoch of the tape, and of what was sealed since.
+    pub fn last(&self) -> Epoch {
+        self.last
+    }
+
     /// Where each split is first read: at the start of the first range of the tape, or where new epochs start.
     pub fn first_offsets(&self) -> Vec<i64> {
         let mut first: Vec<i64> = self.splits.iter().map(|s| s.position).collect();
@@ -206,9 +211,19 @@ impl Sealer {
         // A clock that was set back does not take time back.
         self.sealed_at = self.sealed_at.max(now_ms);
         let mut ranges = BTreeMap::new();
-        for (number, (split, rows)) in self.splits.iter_mut().zip(wanted).enumerate() {
+        // A single message can be of many marks. So that an epoch of many splits has not one such message of each, the marks of
+        // all are bounded, too; another split comes first each time.
+        let splits = self.splits.len();
+        let mut marks_left = 2 * MARKS_MAX * splits;
+        for number in (0..splits).map(|n| (n + self.last.0 as usize) % splits) {
+            let (split, rows) = (&mut self.splits[number], wanted[number]);
             let start = split.position;
             let end = start + rows.min(split.rows()) as i64;
+            let marks = split.marks.partition_point(|&mark| mark <= end);
+            if marks > marks_left && !ranges.is_empty() {
+                continue;
+            }
+            marks_left = marks_left.saturating_sub(marks);
             if end > start {
                 ranges.insert(number as u32, (start, end));
                 split.position = end;

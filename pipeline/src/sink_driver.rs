@@ -13,6 +13,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use orderflow_operators::epoch::Epoch;
 use orderflow_operators::streams::Stream;
 use orderflow_sinks::{EpochRows, Recovered, Sink, SinkError};
@@ -85,8 +86,11 @@ impl Driver {
 
     /// Writes and commits until the queue ends.
     pub async fn run(mut self, recovered: Recovered) {
-        // The message stands in `failure` already.
-        let _ = self.drive(recovered).await;
+        let (failure, what) = (self.failure.clone(), format!("sink {}, stream {}", self.sink.name(), self.stream.name()));
+        // Whoever ended it has said why.
+        if std::panic::AssertUnwindSafe(self.drive(recovered)).catch_unwind().await.is_err() {
+            failure.report(format!("{what} failed; this is a bug, please report it"));
+        }
     }
 
     async fn drive(&mut self, recovered: Recovered) -> Result<(), Ended> {
@@ -103,7 +107,10 @@ impl Driver {
             let full = match delivery {
                 None => true,
                 Some(None) => {
-                    self.commit(&mut group).await?;
+                    // A group that an earlier life began ends at no other epoch; if its rest has not come, it comes in the next life.
+                    if group_through.is_none() {
+                        self.commit(&mut group).await?;
+                    }
                     return Ok(());
                 }
                 Some(Some(delivery)) => {
@@ -112,7 +119,12 @@ impl Driver {
                     if begun {
                         group_through = None;
                     }
-                    group.weight += weight;
+                    if group_through.is_some() {
+                        // It may be larger than the queue of today, and waits for its last epoch alone.
+                        self.hub.taken(self.stream, &self.queue.backlog, weight);
+                    } else {
+                        group.weight += weight;
+                    }
                     if let Some(rows) = delivery.rows.filter(|_| epoch > committed) {
                         group.rows += rows.num_rows() as u64;
                         self.write(epoch, rows).await?;
@@ -149,8 +161,10 @@ impl Driver {
         loop {
             tokio::select! {
                 durable = self.durable.wait_for(|&durable| durable >= through) => {
-                    // A closed log has failed, and said so.
-                    if durable.is_err() { return Err(Ended) }
+                    if durable.is_err() {
+                        self.failure.report("the epoch log ended before the sinks did; this is a bug, please report it");
+                        return Err(Ended);
+                    }
                     break;
                 }
                 () = tokio::time::sleep(FAILURE_CHECK) => if self.failure.is_set() { return Err(Ended) },

@@ -23,10 +23,14 @@ pub struct Delivery {
     pub rows: Option<RecordBatch>,
 }
 
+/// Rows of more bytes than that take the room of several in a queue.
+const ROW_BYTES: usize = 1024;
+
 impl Delivery {
-    /// What it takes in a queue: its rows, and one, since epochs without rows wait, too.
+    /// What it takes in a queue: its rows, where these are not larger than usual; and one, since epochs without rows wait, too.
     pub fn weight(&self) -> u64 {
-        1 + self.rows.as_ref().map_or(0, |rows| rows.num_rows() as u64)
+        let weight = |rows: &RecordBatch| rows.num_rows().max(rows.get_array_memory_size() / ROW_BYTES) as u64;
+        1 + self.rows.as_ref().map_or(0, weight)
     }
 }
 
@@ -55,6 +59,9 @@ pub struct QueueEnd {
     /// What waits.
     pub backlog: Arc<Backlog>,
 }
+
+/// Epochs whose rows' arrival is remembered; more than may be in flight.
+const ARRIVALS_MAX: usize = 4096;
 
 /// The time now, where the process may look at it: operators may not.
 pub type WallClock = fn() -> Micros;
@@ -125,6 +132,10 @@ impl SinkHub {
     /// An epoch's oldest row in some split arrived at `arrival`.
     pub fn arrived(&self, epoch: Epoch, arrival: Instant) {
         let mut arrivals = lock(&self.arrivals);
+        // Where the decisions are another process's, nobody takes them out.
+        while arrivals.len() >= ARRIVALS_MAX {
+            arrivals.pop_first();
+        }
         arrivals.entry(epoch).and_modify(|first| *first = (*first).min(arrival)).or_insert(arrival);
     }
 

@@ -40,6 +40,10 @@ pub struct WorkerPlan {
     pub durable: watch::Sender<Epoch>,
     /// Whether there are other processes.
     pub clustered: bool,
+    /// The last epoch that a sink of this process has committed, or began to commit.
+    pub sinks_through: Epoch,
+    /// Asked between epochs.
+    pub stop: Stop,
     /// What the operators need.
     pub shared: Shared,
 }
@@ -75,9 +79,14 @@ pub struct HeadSummary {
     pub stopped: bool,
 }
 
-/// Where to read from, and how far the log is durable: (split, offset) or ([`DURABLE`], epoch).
+/// Where to read from, how far the log is durable, and with which epoch it ended at the start: (split, offset), ([`DURABLE`], epoch) or
+/// ([`LOG_END`], epoch).
 type ControlMessage = (u32, i64);
 const DURABLE: u32 = u32::MAX;
+const LOG_END: u32 = u32::MAX - 1;
+
+/// In the place of a report's kind: somebody asked another process than the sealer's to stop.
+const STOP: u8 = u8::MAX;
 
 type ReportInput = InputHandle<u64, CapacityContainerBuilder<Vec<RemoteReport>>>;
 type ControlInput = InputHandle<u64, CapacityContainerBuilder<Vec<ControlMessage>>>;
@@ -103,7 +112,8 @@ pub fn run(worker: &mut Worker, plan: &WorkerPlan, head: Option<Head>) -> Option
         let wake = wake.clone();
         move || wake()
     });
-    let mut body = Body { plan, readers, control: Some(&mut control), inbox, wake, reports: Vec::new(), lag_shown: Instant::now() };
+    let mut body =
+        Body { plan, readers, control: Some(&mut control), inbox, wake, reports: Vec::new(), stop_told: false, lag_shown: Instant::now() };
     // Workers without a head have no seals to send; their input ends here.
     let mut head = head.map(|head| HeadState::new(head, seals, probe.clone(), worker.peers()));
 
@@ -148,6 +158,8 @@ struct Inbox {
     reports: Vec<RemoteReport>,
     /// Splits to read, and from where.
     starts: Vec<(u32, i64)>,
+    /// The last epoch of the log at the start.
+    log_end: Option<Epoch>,
 }
 
 fn control_dataflow(worker: &mut Worker, durable: &watch::Sender<Epoch>) -> (Control, Rc<RefCell<Inbox>>) {
@@ -165,6 +177,8 @@ fn control_dataflow(worker: &mut Worker, durable: &watch::Sender<Epoch>) -> (Con
                     if what == DURABLE {
                         // Here, not in the worker's loop: sinks wait for the last one when that loop has ended.
                         durable.send_modify(|epoch| *epoch = (*epoch).max(Epoch(value as u64)));
+                    } else if what == LOG_END {
+                        to.borrow_mut().log_end = Some(Epoch(value as u64));
                     } else {
                         to.borrow_mut().starts.push((what, value));
                     }
@@ -201,21 +215,31 @@ struct Body<'a> {
     inbox: Rc<RefCell<Inbox>>,
     wake: Wake,
     reports: Vec<RemoteReport>,
+    stop_told: bool,
     lag_shown: Instant,
 }
 
 impl Body<'_> {
     /// Handles what came over the control dataflow, and tells the sealer what was read.
     fn step(&mut self, worker: &Worker, head: Option<&mut HeadState>) -> Result<(), crate::source::SourceError> {
-        let Inbox { reports, starts } = std::mem::take(&mut *self.inbox.borrow_mut());
+        let Inbox { reports, starts, log_end } = std::mem::take(&mut *self.inbox.borrow_mut());
+        if let Some(message) = log_end.and_then(|end| crate::job::sinks_ahead(self.plan.sinks_through, end)) {
+            self.plan.shared.failure.report(message);
+        }
         for (split, offset) in starts.into_iter().filter(|(split, _)| *split as usize % worker.peers() == worker.index()) {
             self.readers.borrow_mut().open(&*self.plan.source, split, offset, &self.wake)?;
         }
         if let Some(head) = head {
             for report in reports {
+                if report.1 == STOP {
+                    self.plan.stop.request();
+                    continue;
+                }
                 let (split, report) = Report::decode(report);
                 head.sealer.hear(split, report);
             }
+        } else if self.plan.stop.requested() && !std::mem::replace(&mut self.stop_told, true) {
+            self.reports.push((0, STOP, 0));
         }
         if let Some(control) = &mut self.control
             && let Some(input) = &mut control.reports
@@ -308,6 +332,7 @@ impl HeadState {
     /// Seals what can be sealed; returns how long nothing needs to be done unless something happens.
     fn step(&mut self, body: &mut Body<'_>) -> Duration {
         if !std::mem::replace(&mut self.opened, true) {
+            body.tell_all((LOG_END, self.sealer.last().0 as i64));
             for (split, offset) in self.sealer.first_offsets().into_iter().enumerate() {
                 body.tell_all((split as u32, offset));
             }

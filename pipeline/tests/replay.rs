@@ -108,6 +108,41 @@ fn when_a_process_dies_the_other_says_so_and_both_go_on_later() {
     assert_equal(&tables(out.path()), &expected(input.path(), out.path(), &ReferenceSettings::default()), "after a process died");
 }
 
+/// The sealer waits for what a small buffer cannot hold at once; recovery needs ranges larger than the buffer of today.
+#[test]
+fn buffers_smaller_than_epochs() {
+    let input = generated(6, 4_000);
+    // Messages of many marks each.
+    let orders = input.path().join("orders-000.jsonl");
+    let mut lines = std::fs::read(&orders).unwrap();
+    (0..5).for_each(|_| lines.splice(0..0, [vec![b'x'; 300_000], vec![b'\n']].concat()).for_each(drop));
+    std::fs::write(&orders, lines).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let small = ["--set", "source.buffer_bytes_max=128 KiB", "--workers", "2"];
+    replay(input.path(), out.path(), &small);
+    let found = tables(out.path());
+    assert_equal(&found, &expected(input.path(), out.path(), &ReferenceSettings::default()), "a small buffer");
+
+    let out = tempfile::tempdir().unwrap();
+    replay(input.path(), out.path(), &["--workers", "1"]);
+    let before = tables(out.path());
+    std::fs::remove_dir_all(out.path().join("delta")).unwrap();
+    replay(input.path(), out.path(), &small);
+    assert_equal(&tables(out.path()), &before, "recovered with a small buffer");
+}
+
+#[test]
+fn sinks_that_know_more_than_the_log_are_refused() {
+    let out = tempfile::tempdir().unwrap();
+    replay(&recorded(), out.path(), &["--set", "epoch.rows_max=50"]);
+    let before = tables(out.path());
+    std::fs::remove_file(out.path().join("epochs.log")).unwrap();
+    let output = replay_command(&recorded(), out.path(), &[]).spawn().unwrap().wait_with_output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && message.contains("but its epoch log ends with epoch 0"), "{message}");
+    assert_equal(&tables(out.path()), &before, "refused");
+}
+
 #[test]
 fn a_finished_replay_is_left_as_it_is() {
     let out = tempfile::tempdir().unwrap();

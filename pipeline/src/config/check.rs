@@ -55,9 +55,10 @@ fn job(config: &Config, r: &mut Report) {
         r.add("source.inventory_topic", "is the topic of orders too; each has message types of its own, so name two topics");
     }
     let source = &config.source;
-    let sizes = super::ByteSize::kib(1)..=super::ByteSize::mib(1024);
-    r.range("source.message_bytes_max", source.message_bytes_max, sizes.clone(), "a longer message is malformed");
-    r.range("source.buffer_bytes_max", source.buffer_bytes_max, sizes.clone(), "it is memory, for each split");
+    // Texts of an epoch are counted in 32 bits: twice its bytes and a message must stay below.
+    let sizes = |mib_max| super::ByteSize::kib(1)..=super::ByteSize::mib(mib_max);
+    r.range("source.message_bytes_max", source.message_bytes_max, sizes(256), "a longer message is malformed");
+    r.range("source.buffer_bytes_max", source.buffer_bytes_max, sizes(1024), "it is memory, for each split");
     for broker in source.kafka.brokers.split(',') {
         if !is_host_and_port(broker.trim()) {
             r.add("source.kafka.brokers", format!("has `{broker}`; write host:port, separated by commas"));
@@ -70,7 +71,7 @@ fn job(config: &Config, r: &mut Report) {
         }
     }
     r.range("epoch.rows_max", config.epoch.rows_max, 1..=1_000_000, "an epoch is held in memory as a whole");
-    r.range("epoch.bytes_max", config.epoch.bytes_max, sizes, "an epoch is held in memory as a whole");
+    r.range("epoch.bytes_max", config.epoch.bytes_max, sizes(512), "an epoch is held in memory as a whole");
     r.range("epoch.linger", config.epoch.linger, ZERO..=MINUTE, "it is added to the latency of a quiet job");
     r.range("epoch.in_flight", config.epoch.in_flight, 1..=1_024, "that many epochs are held in memory");
     r.range("watermark.delay", config.watermark.delay, ZERO..=DAY, "every timer waits for it");

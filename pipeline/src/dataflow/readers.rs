@@ -40,9 +40,8 @@ struct Owned {
     reader: SplitReader,
     reported_end: i64,
     reported_ended: bool,
-    /// Bytes up to the last mark, and its offset.
+    /// Bytes up to the last mark.
     marked_bytes: u64,
-    marked: i64,
 }
 
 /// The splits that a worker owns: those whose number is the worker's index modulo the number of workers.
@@ -66,7 +65,7 @@ impl Readers {
     pub fn open(&mut self, source: &dyn Source, split: u32, offset: i64, wake: &Wake) -> Result<(), SourceError> {
         let topic = source.splits()[split as usize].topic;
         let reader = source.open(split, offset, wake.clone())?;
-        let owned = Owned { topic, reader, reported_end: offset, reported_ended: false, marked_bytes: 0, marked: offset };
+        let owned = Owned { topic, reader, reported_end: offset, reported_ended: false, marked_bytes: 0 };
         self.splits.insert(split, owned);
         Ok(())
     }
@@ -85,11 +84,10 @@ impl Readers {
             }
             let available = owned.reader.available();
             if available.end > owned.reported_end {
-                while let Some(mark) = owned.reader.offset_reaching(owned.marked_bytes + self.mark_bytes) {
+                while owned.marked_bytes + self.mark_bytes <= owned.reader.pushed_bytes() {
                     owned.marked_bytes += self.mark_bytes;
-                    // One huge message can hold several.
-                    if mark > owned.marked {
-                        owned.marked = mark;
+                    // One huge message can hold several. One that was taken already lies in an epoch.
+                    if let Some(mark) = owned.reader.offset_reaching(owned.marked_bytes) {
                         reports.push(encode(split, Report::Mark(mark)));
                     }
                 }

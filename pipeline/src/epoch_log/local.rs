@@ -7,6 +7,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use orderflow_operators::epoch::Epoch;
 use serde::Serialize;
@@ -21,12 +22,22 @@ const LOCK: &str = "epochs.lock";
 pub struct LocalLog {
     path: PathBuf,
     file: File,
-    /// Held as long as the log is open.
-    _lock: File,
+    lock: FolderLock,
     buffer: Vec<u8>,
 }
 
+/// The right to run the job of a folder: nobody else has it while a clone of this lives.
+#[derive(Clone)]
+pub struct FolderLock {
+    _file: Arc<File>,
+}
+
 impl LocalLog {
+    /// The lock on its folder. Whoever still writes what depends on the log holds it, also when the log itself is closed.
+    pub fn lock(&self) -> FolderLock {
+        self.lock.clone()
+    }
+
     /// Opens the log in `folder`, or begins one, and returns what is in it.
     ///
     /// # Errors
@@ -50,12 +61,17 @@ impl LocalLog {
             None => {
                 let mut line = Vec::new();
                 push_line(&mut line, header);
-                file.write_all(&line).and_then(|()| file.sync_data()).map_err(io)?;
-                // The file's name is durable once its folder is.
-                File::open(folder).and_then(|f| f.sync_all()).map_err(io)?;
+                file.write_all(&line).map_err(io)?;
             }
         }
-        Ok((LocalLog { path, file, _lock: lock, buffer: Vec::new() }, records))
+        // What was read may be in the page cache alone, but counts as durable from here on. The file's name is durable once its folder
+        // is, and that one's once the folder around it is.
+        let folders = [Some(folder), folder.parent()].into_iter().flatten().filter(|path| !path.as_os_str().is_empty());
+        file.sync_all().map_err(io)?;
+        for folder in folders {
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
+        }
+        Ok((LocalLog { path, file, lock: FolderLock { _file: Arc::new(lock) }, buffer: Vec::new() }, records))
     }
 
     /// Reads the log in `folder`, which may be in use.

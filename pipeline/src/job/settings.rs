@@ -20,7 +20,9 @@ const MARK_BYTES_MIN: u64 = 64 << 10;
 
 /// Bytes of a split between two of the marks by which the sealer bounds an epoch's bytes.
 pub(super) fn mark_bytes(config: &Config, splits: usize) -> u64 {
-    (config.epoch.bytes_max.as_u64() / (MARKS_MAX * splits.max(1)) as u64).max(MARK_BYTES_MIN)
+    let wanted = (config.epoch.bytes_max.as_u64() / (MARKS_MAX * splits.max(1)) as u64).max(MARK_BYTES_MIN);
+    // A full buffer has as many marks as bound an epoch, so that a sealer that waits for them never waits in vain.
+    wanted.min(config.source.buffer_bytes_max.as_u64() / MARKS_MAX as u64).max(1)
 }
 
 /// How far sources read ahead.

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use orderflow_operators::epoch::Epoch;
 use orderflow_operators::streams::Stream;
-use orderflow_sinks::Sink;
 use orderflow_sinks::clickhouse::{ClickHouseSettings, ClickHouseSink};
 use orderflow_sinks::delta::{DeltaSettings, DeltaSink};
 use orderflow_sinks::jsonl::{JsonLinesSink, JsonLinesTarget};
+use orderflow_sinks::{Recovered, Sink};
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -76,14 +77,23 @@ pub(super) fn drivers(
     Ok(drivers)
 }
 
-/// Asks each sink what it has committed, all at the same time, and starts them.
-pub(super) async fn start(drivers: Vec<Driver>) -> Result<Vec<JoinHandle<()>>, String> {
+/// Asks each sink what it has committed, all at the same time.
+pub(super) async fn recover(drivers: Vec<Driver>) -> Result<Vec<(Driver, Recovered)>, String> {
     let recovering = drivers.into_iter().map(|mut driver| async move {
         let recovered = driver.recover().await?;
         Ok::<_, String>((driver, recovered))
     });
-    let recovered = futures::future::try_join_all(recovering).await?;
-    Ok(recovered.into_iter().map(|(driver, recovered)| tokio::spawn(driver.run(recovered))).collect())
+    futures::future::try_join_all(recovering).await
+}
+
+/// The last epoch that any of them has committed, or began to commit.
+pub(super) fn through(recovered: &[(Driver, Recovered)]) -> Epoch {
+    recovered.iter().map(|(_, known)| known.group_through.unwrap_or(known.committed).max(known.committed)).max().unwrap_or_default()
+}
+
+/// Starts them.
+pub(super) fn start(runtime: &Runtime, recovered: Vec<(Driver, Recovered)>) -> Vec<JoinHandle<()>> {
+    recovered.into_iter().map(|(driver, recovered)| runtime.spawn(driver.run(recovered))).collect()
 }
 
 fn delta(config: &Config) -> Result<DeltaSettings, JobError> {

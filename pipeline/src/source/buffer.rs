@@ -98,6 +98,11 @@ impl SplitReader {
         false
     }
 
+    /// Bytes of all messages that were ever buffered.
+    pub fn pushed_bytes(&self) -> u64 {
+        self.shared.lock().pushed
+    }
+
     /// The offset after the message with which the bytes of all messages since the split was opened reach `total`; `None` while they
     /// do not, and once that message was taken. For a given opening offset it is a function of the split's messages alone.
     pub fn offset_reaching(&self, total: u64) -> Option<i64> {
@@ -123,7 +128,10 @@ impl SplitReader {
         if state.covers(end, &self.shared.split) {
             return Ok(true);
         }
-        state.error.clone().map_or(Ok(false), Err)
+        let missing = state.error.clone().map_or(Ok(false), Err);
+        let wake = self.shared.announce_room(state);
+        wake.inspect(|wake| wake());
+        missing
     }
 
     /// The messages of `[start, end)`, taken out of the buffer; `None` while they are not all buffered. If they never will be,
@@ -141,6 +149,8 @@ impl SplitReader {
             state.taken
         );
         if !state.covers(end, &self.shared.split) {
+            let wake = self.shared.announce_room(state);
+            wake.inspect(|wake| wake());
             return None;
         }
         let mut messages = Messages::default();
@@ -341,7 +351,8 @@ impl Shared {
 
 impl State {
     fn has_room(&self, limits: &SourceLimits) -> bool {
-        self.bytes < limits.buffer_bytes_max as u64 && self.rows < limits.buffer_rows_max
+        // A range that somebody waits for must come, however large: the limits were others when it was cut.
+        self.end < self.needed || (self.bytes < limits.buffer_bytes_max as u64 && self.rows < limits.buffer_rows_max)
     }
 
     /// Whether everything before `end` was pushed. If not it is remembered as needed, and an error when nothing will follow.

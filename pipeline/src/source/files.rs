@@ -1,7 +1,7 @@
 //! A fixture folder: `inventory-*.jsonl` and `orders-*.jsonl`, plain or compressed, one split a file.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -56,10 +56,10 @@ impl FileSource {
         Ok(FileSource { rates: vec![None; files.len()], splits, files, limits: limits.checked() })
     }
 
-    /// The same, but rows arrive at a pace: together so many a second, from each file in proportion to its size. Files whose names
-    /// begin with `at_once` are read as fast as they can be.
+    /// The same, but rows arrive at a pace: together so many a second, from each file in proportion to its rows (estimated by its
+    /// beginning). Files whose names begin with `at_once` are read as fast as they can be, and the others a second later.
     pub fn paced(mut self, rows_per_s: f64, at_once: &str) -> FileSource {
-        let sizes = self.sizes();
+        let sizes: Vec<u64> = self.files.iter().map(InputFile::rows_estimated).collect();
         let paced = |split: &Split| !split.name.starts_with(at_once);
         let total: u64 = self.splits.iter().zip(&sizes).filter(|(split, _)| paced(split)).map(|(_, bytes)| bytes).sum();
         let rate = |bytes: u64| rows_per_s * bytes.max(1) as f64 / total.max(1) as f64;
@@ -84,7 +84,9 @@ impl Source for FileSource {
         let limits = self.limits;
         let input = file.open().map_err(|source| SourceError::Unreadable { path: file.path.clone(), source: Arc::new(source) })?;
         let (feed, reader) = buffer(&file.name, offset, limits, wake);
-        let mut pace = self.rates[split as usize].map(|rate| Pace { rate, start: Instant::now(), rows: 0.0 });
+        let at_once = self.rates.iter().any(Option::is_none);
+        let start = Instant::now() + if at_once { AFTER_OPENING } else { Duration::ZERO };
+        let mut pace = self.rates[split as usize].map(|rate| Pace { rate, start, rows: 0.0 });
         thread::Builder::new()
             .name(format!("read-{split}"))
             .spawn(move || match read(input, &file, offset, limits, pace.as_mut(), &feed) {
@@ -120,6 +122,9 @@ fn read(
     }
     let mut chunk = ChunkBuilder::new(limits);
     let mut next = offset;
+    if let Some(pace) = &mut pace {
+        pace.wait(0, feed);
+    }
     while feed.wait_for_room() {
         let read = lines.read(&mut chunk, next);
         let end = *read.as_ref().map_or_else(|(end, _)| end, |(end, _)| end);
@@ -168,6 +173,8 @@ impl Pace {
     }
 }
 
+/// How long rows at a pace wait where others come at once before them.
+const AFTER_OPENING: Duration = Duration::from_secs(1);
 /// Times further off cannot be computed with: a hundred years.
 const MAX_PAUSE_S: f64 = 3e9;
 
@@ -202,6 +209,17 @@ impl InputFile {
             _ => return None,
         };
         Some(InputFile { topic, name: name.to_owned(), compression, path })
+    }
+
+    /// About how many lines it has, from the length of the first ones; of a compressed file in its own unit.
+    fn rows_estimated(&self) -> u64 {
+        const SAMPLE_BYTES: u64 = 1 << 20;
+        let bytes = std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len());
+        let mut sample = Vec::new();
+        // What cannot be read is told when it is opened.
+        let read = self.open().and_then(|input| input.take(SAMPLE_BYTES).read_to_end(&mut sample)).unwrap_or_default();
+        let lines = memchr::memchr_iter(b'\n', &sample).count().max(1) as u64;
+        bytes * lines / read.max(1) as u64
     }
 
     fn open(&self) -> io::Result<Box<dyn BufRead + Send>> {
