@@ -62,7 +62,7 @@ fn received(quantity: i64) -> RecordBatch {
     let names: StringArray = (0..SKUS).map(|n| Some(format!("SKU-{n}"))).collect();
     let columns: Vec<ArrayRef> = vec![
         Arc::new(UInt64Array::from_iter_values(0..SKUS as u64)),
-        Arc::new(UInt8Array::from(vec![movements::MovementKind::StockReceived as u8; SKUS])),
+        Arc::new(UInt8Array::from(vec![movements::MovementKind::Received as u8; SKUS])),
         Arc::new(names.clone()),
         Arc::new(names),
         Arc::new(Int64Array::from(vec![quantity; SKUS])),

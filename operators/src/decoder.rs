@@ -2,8 +2,8 @@
 //!
 //! # Design
 //!
-//! Each message is read once, by a [reader](json) of our own: it takes the right JSON only, borrows every text that has no
-//! escapes, and keeps in a [scratch](scratch) what fields of any message type it met. When all of the message has been read, its type is
+//! Each message is read once, by a reader of our own (`json`): it takes the right JSON only, borrows every text that has no
+//! escapes, and keeps in a `scratch` what fields of any message type it met. When all of the message has been read, its type is
 //! known, its fields are judged, and only then a row is appended to the builders of the columns.
 
 mod builders;

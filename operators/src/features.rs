@@ -15,7 +15,7 @@
 //! entries a window. Orders in order of time touch only the ends of these lists.
 //!
 //! *Distinct members.* A key with few keeps a list of members and panes; one with many keeps the counts themselves up to date. See
-//! [`members`].
+//! `members`.
 //!
 //! *Forgetting.* No order comes that is staler than the dedup horizon behind the watermark. What only such orders could see is dropped
 //! when a list would otherwise grow, and by a sweep over all keys for each pane of the longest window that the watermark crosses, of which each epoch

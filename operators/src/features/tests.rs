@@ -179,13 +179,16 @@ impl Naive {
     }
 }
 
-/// Epochs of (key, member, event time relative to the watermark, whether it counts) and how far the watermark then goes.
+/// Key, member, event time relative to the watermark, whether it counts.
+type CaseRow = (u8, u8, i64, bool);
+
+/// Epochs of rows, and how far the watermark then goes.
 #[derive(Clone, Debug)]
 struct Case {
     widths: Vec<Micros>,
     horizon: Micros,
     start: Micros,
-    epochs: Vec<(Vec<(u8, u8, i64, bool)>, i64)>,
+    epochs: Vec<(Vec<CaseRow>, i64)>,
 }
 
 fn case() -> impl Strategy<Value = Case> {

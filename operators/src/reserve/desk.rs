@@ -403,11 +403,8 @@ impl Desk {
         }
         match order.granted {
             // Refused on another line before this one's owner had answered: now it can be told.
-            Some(granted) => {
-                if !known && !single && verdict != Verdict::No {
-                    decisions.push(worker, entry, granted);
-                }
-            }
+            Some(granted) if !known && !single && verdict != Verdict::No => decisions.push(worker, entry, granted),
+            Some(_) => {}
             None if verdict == Verdict::No => {
                 order.granted = Some(false);
                 if !single {
