@@ -22,6 +22,7 @@ pub mod deduplicate;
 pub mod epoch;
 pub mod exchange;
 pub mod features;
+mod growth;
 pub mod keys;
 pub mod reserve;
 pub mod rows;

@@ -155,7 +155,9 @@ impl SinkHub {
                 };
                 let since_seal = std::time::Duration::from_micros(((self.now)() - info.sealed_at).max(0) as u64);
                 let orders = rows.map_or(0, |rows| rows.num_rows() as u64);
-                self.metrics.epoch_decided(info.epoch, orders, since_seal, arrival.map(|(_, first)| first.elapsed()));
+                let since_arrival = arrival.map(|(_, first)| first.elapsed());
+                tracing::debug!(epoch = info.epoch.0, orders, ?since_seal, ?since_arrival, "decided");
+                self.metrics.epoch_decided(info.epoch, orders, since_seal, since_arrival);
             }
             Stream::DeadLetters => {
                 self.dead_letters.fetch_add(rows.map_or(0, |r| r.num_rows() as u64), Ordering::Relaxed);

@@ -7,6 +7,7 @@ use hashbrown::hash_table::Entry;
 
 use crate::by_group::HashedRow;
 use crate::epoch::Micros;
+use crate::growth::tend;
 use crate::keys::{KEY_GROUPS, KeyGroup, hash};
 
 /// Most ids in a segment: what is allocated, copied when it grows, and freed at once stays small.
@@ -15,8 +16,6 @@ const SEGMENT_ENTRIES_MAX: usize = 4096;
 const SEGMENT_BYTES_MAX: usize = 256 << 10;
 /// Dropped ids that an epoch takes out of the tables, besides two for each of its rows: about half a millisecond.
 const REMOVALS_MIN: usize = 4096;
-/// Tables smaller than this grow when they must; larger ones are seen to before.
-const TENDED_BUCKETS_MIN: usize = 1024;
 
 /// The index of a time bucket: `floor(event_time / width)`.
 type BucketIndex = i64;
@@ -239,20 +238,10 @@ impl<C: Copy> Remembered<C> {
         }
     }
 
-    /// Sees to the room in one group's table. The groups are of one size, so that without this all would double in the same few epochs.
+    /// Sees to the room in one group's table.
     fn tend(&mut self) {
-        let table = &mut self.groups[self.tended].table;
+        tend(&mut self.groups[self.tended].table, |slot| slot.hash);
         self.tended = (self.tended + 1) % KEY_GROUPS;
-        let (buckets, len) = (table.num_buckets(), table.len());
-        if buckets < TENDED_BUCKETS_MIN {
-            return;
-        }
-        let room = table.capacity() - len;
-        if room < buckets / 8 {
-            table.reserve(room + 1, |slot| slot.hash);
-        } else if len < buckets / 8 {
-            table.shrink_to(2 * len, |slot| slot.hash);
-        }
     }
 }
 

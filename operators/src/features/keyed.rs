@@ -9,6 +9,7 @@ use super::members::Members;
 use super::sums::{Sums, Totals};
 use super::windows::{Locator, WindowSet};
 use crate::by_group::HashedRow;
+use crate::growth::{Paged, tend};
 use crate::keys::{KEY_GROUPS, KeyGroup, hash};
 
 /// Keys that an epoch sweeps over, besides two for each of its rows.
@@ -41,12 +42,14 @@ pub(super) struct Keyed {
     sweep: Option<Sweep>,
     /// Up to where the sweep before went.
     swept: i64,
+    /// The group whose table is tended next.
+    tended: usize,
 }
 
 #[derive(Debug, Default)]
 struct Group {
     table: HashTable<Slot>,
-    keys: Vec<Key>,
+    keys: Paged<Key>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +85,7 @@ impl Key {
 impl Keyed {
     pub fn new() -> Self {
         let groups = (0..KEY_GROUPS).map(|_| Group::default()).collect();
-        Keyed { groups, keys: 0, heap_bytes: 0, sweep: None, swept: i64::MIN }
+        Keyed { groups, keys: 0, heap_bytes: 0, sweep: None, swept: i64::MIN, tended: 0 }
     }
 
     /// Keys.
@@ -92,7 +95,7 @@ impl Keyed {
 
     /// About how many bytes they take.
     pub fn bytes(&self) -> usize {
-        let group = |group: &Group| group.table.allocation_size() + group.keys.capacity() * size_of::<Key>();
+        let group = |group: &Group| group.table.allocation_size() + group.keys.bytes();
         self.heap_bytes + self.groups.iter().map(group).sum::<usize>()
     }
 
@@ -129,6 +132,8 @@ impl Keyed {
     /// Does a bounded piece of a sweep over all keys, which begins anew when the watermark has come to another pane of the longest window. `rows` is the
     /// epoch's size, to which the piece is proportional, so that what is forgotten keeps up with what is added.
     pub fn sweep(&mut self, reachable: &Reachable, rows: usize) {
+        tend(&mut self.groups[self.tended].table, |slot| slot.hash);
+        self.tended = (self.tended + 1) % KEY_GROUPS;
         if self.sweep.is_none() && reachable.now > self.swept {
             self.swept = reachable.now;
             self.sweep = Some(Sweep { group: 0, key: 0 });
@@ -140,7 +145,6 @@ impl Keyed {
                 return;
             };
             if key == there.keys.len() {
-                there.give_back();
                 self.sweep = Some(Sweep { group: group + 1, key: 0 });
                 continue;
             }
@@ -175,7 +179,7 @@ impl Key {
 impl Group {
     /// Removes a key; the last one takes its place.
     fn remove(&mut self, key: usize) {
-        let slot_of = |keys: &[Key], key: usize| (hash(keys[key].id.as_bytes()), move |slot: &Slot| slot.key as usize == key);
+        let slot_of = |keys: &Paged<Key>, key: usize| (hash(keys[key].id.as_bytes()), move |slot: &Slot| slot.key as usize == key);
         let (hash, here) = slot_of(&self.keys, key);
         self.table.find_entry(hash, here).expect("each key has a slot").remove();
         let last = self.keys.len() - 1;
@@ -184,13 +188,5 @@ impl Group {
             self.table.find_mut(hash, there).expect("each key has a slot").key = key as u32;
         }
         self.keys.swap_remove(key);
-    }
-
-    /// Frees memory that is no longer needed.
-    fn give_back(&mut self) {
-        if self.keys.len() < self.keys.capacity() / 4 {
-            self.keys.shrink_to(2 * self.keys.len());
-            self.table.shrink_to(2 * self.table.len(), |slot| slot.hash);
-        }
     }
 }

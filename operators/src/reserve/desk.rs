@@ -16,6 +16,7 @@ use super::messages::{Decisions, NONE, Order, RequestKind, Requests, Verdict, ve
 use crate::columns::{extend, micros, text, u8s, u32s, u64s};
 use crate::epoch::{EpochInfo, Micros, Place};
 use crate::features::WindowSet;
+use crate::growth::{Paged, tend};
 use crate::keys::{KEY_GROUPS, KeyGroup, hash, key_group};
 use crate::rows::lifecycle::{self, LifecycleKind};
 use crate::rows::{PLACE, orders};
@@ -71,18 +72,26 @@ struct Reservation {
     lines: SmallVec<[Line; 2]>,
 }
 
+/// The hash of an order id, and the slot of its oldest reservation.
+#[derive(Clone, Copy)]
+struct Entry {
+    hash: u64,
+    slot: u32,
+}
+
 /// The reservations of one key group.
 #[derive(Default)]
 struct Group {
-    /// From the hash of an order id to the oldest reservation of that id.
-    table: HashTable<u32>,
-    slots: Vec<Reservation>,
+    /// To the oldest reservation of each id.
+    table: HashTable<Entry>,
+    slots: Paged<Reservation>,
     free: Vec<u32>,
 }
 
 impl Group {
     fn find(&self, hashed: u64, order_id: &str) -> Option<u32> {
-        self.table.find(hashed, |&at| self.slots[at as usize].order_id == order_id).copied()
+        let same = |entry: &Entry| entry.hash == hashed && self.slots[entry.slot as usize].order_id == order_id;
+        self.table.find(hashed, same).map(|entry| entry.slot)
     }
 
     /// Lines of the older reservations of the same id.
@@ -112,8 +121,7 @@ impl Group {
         };
         match oldest {
             None => {
-                let slots = &self.slots;
-                self.table.insert_unique(hashed, at, |&at| hash(slots[at as usize].order_id.as_bytes()));
+                self.table.insert_unique(hashed, Entry { hash: hashed, slot: at }, |entry| entry.hash);
             }
             Some(mut last) => {
                 while self.slots[last as usize].next != NONE {
@@ -128,8 +136,8 @@ impl Group {
     fn remove(&mut self, at: u32) {
         let hashed = hash(self.slots[at as usize].order_id.as_bytes());
         let next = self.slots[at as usize].next;
-        match self.table.find_entry(hashed, |&oldest| oldest == at) {
-            Ok(mut entry) if next != NONE => *entry.get_mut() = next,
+        match self.table.find_entry(hashed, |oldest| oldest.slot == at) {
+            Ok(mut entry) if next != NONE => entry.get_mut().slot = next,
             Ok(entry) => {
                 entry.remove();
             }
@@ -226,6 +234,8 @@ pub struct Desk {
     /// Holds by the second of their order's event time. An entry may be out of date: the slot says what holds.
     deadlines: BTreeMap<i64, Vec<(u16, u32, Micros)>>,
     len: usize,
+    /// The group whose table is tended next.
+    tended: usize,
     // -- of the epoch
     orders: Option<RecordBatch>,
     lifecycle: Option<RecordBatch>,
@@ -250,6 +260,7 @@ impl Desk {
             names: Names::default(),
             deadlines: BTreeMap::new(),
             len: 0,
+            tended: 0,
             orders: None,
             lifecycle: None,
             open: Vec::new(),
@@ -444,6 +455,8 @@ impl Desk {
     pub fn finish(&mut self, info: &EpochInfo) -> Finished {
         assert!(self.is_complete(), "an epoch is finished when its orders are decided");
         self.write_down();
+        tend(&mut self.groups[self.tended].table, |entry| entry.hash);
+        self.tended = (self.tended + 1) % self.groups.len();
         let expiries = self.fire(info.watermark);
         let orders = self.orders.take();
         let lifecycle = self.lifecycle.take();
