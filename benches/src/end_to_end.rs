@@ -13,6 +13,7 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
+use orderflow::allocator;
 use orderflow::config::Config;
 use orderflow::job;
 use orderflow::job_plan::{Handles, ReplayPlan};
@@ -21,7 +22,7 @@ use orderflow_fixtures::generate::{Compression, FlashSale, GenerateSettings, wri
 
 /// That of the job's binary.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::MiMalloc = allocator::MiMalloc;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -92,6 +93,7 @@ enum Bench {
 }
 
 fn main() -> ExitCode {
+    allocator::set_up();
     let done = match Arguments::parse().bench {
         Bench::Throughput { orders, runs, workers, settings } => throughput(orders, runs, workers, &settings),
         Bench::Latency { orders_per_s, seconds, runs, workers, settings } => latency(orders_per_s, seconds, runs, workers, &settings),

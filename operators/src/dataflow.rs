@@ -14,8 +14,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, UInt32Array, UInt64Array};
-use arrow::compute::{concat_batches, take_record_batch};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, UInt64Array};
+use arrow::compute::{concat_batches, interleave_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use timely::container::NoopBuilder;
 use timely::dataflow::channels::pact::ParallelizationContract;
@@ -67,20 +67,19 @@ pub fn in_order(mut batches: Vec<RecordBatch>) -> Option<RecordBatch> {
     if batches.len() > 1 {
         batches.sort_by_key(|b| u64s(b, PLACE)[0]);
     }
-    let first = batches.first()?;
-    let all = if batches.len() == 1 {
-        first.clone()
-    } else {
-        concat_batches(first.schema_ref(), &batches).expect("the batches of one stream have one schema, and an epoch's bytes are bounded")
-    };
-    let places = u64s(&all, PLACE);
-    if places.is_sorted() {
-        return Some(all);
+    let places: Vec<&[u64]> = batches.iter().map(|batch| u64s(batch, PLACE)).collect();
+    let follow = places.windows(2).all(|pair| pair[0].last() <= pair[1].first());
+    if follow && places.iter().all(|places| places.is_sorted()) {
+        return concat(batches);
     }
-    let mut order: Vec<u32> = (0..places.len() as u32).collect();
+    let rows =
+        places.iter().enumerate().flat_map(|(batch, places)| places.iter().enumerate().map(move |(row, place)| (*place, batch, row)));
+    let mut rows: Vec<(u64, usize, usize)> = rows.collect();
     // Stable, and made of ascending runs, which the standard sort merges.
-    order.sort_by_key(|&row| places[row as usize]);
-    Some(take_record_batch(&all, &UInt32Array::from(order)).expect("the indices are those of rows of this batch"))
+    rows.sort_by_key(|row| row.0);
+    let order: Vec<(usize, usize)> = rows.into_iter().map(|(_, batch, row)| (batch, row)).collect();
+    let batches: Vec<&RecordBatch> = batches.iter().collect();
+    Some(interleave_record_batch(&batches, &order).expect("the batches of one stream have one schema, and an epoch's bytes are bounded"))
 }
 
 // --- the clock -----------------------------------------------------------------------------

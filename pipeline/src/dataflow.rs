@@ -42,7 +42,7 @@ use crate::sink_hub::SinkHub;
 
 pub(crate) use collect::count_decisions;
 pub use readers::{Readers, RemoteReport};
-pub use source::{SealInput, seal_batch};
+pub use source::{SealInput, owner_of_split, seal_batch};
 
 /// What the operators are told, the same on every worker.
 pub struct Settings {

@@ -1,5 +1,6 @@
 //! The job: settings, command line, sources, epochs, dataflow and sinks put together.
 
+pub mod allocator;
 pub mod config;
 pub mod dataflow;
 pub mod epoch_log;

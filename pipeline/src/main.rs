@@ -4,10 +4,12 @@ mod cli;
 
 use std::process::ExitCode;
 
-/// Batches come and go in large pieces on many threads, which the system's allocator is slow at and gives back late.
+use orderflow::allocator;
+
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::MiMalloc = allocator::MiMalloc;
 
 fn main() -> ExitCode {
+    allocator::set_up();
     cli::main()
 }

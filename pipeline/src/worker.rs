@@ -21,7 +21,7 @@ use timely::dataflow::{InputHandle, ProbeHandle};
 use timely::worker::Worker;
 use tokio::sync::watch;
 
-use crate::dataflow::{self, Readers, RemoteReport, SealInput, Shared, seal_batch};
+use crate::dataflow::{self, Readers, RemoteReport, SealInput, Shared, owner_of_split, seal_batch};
 use crate::epoch_log::{EpochRecord, LogWriter};
 use crate::job_plan::{Progress, ProgressFn, Stop};
 use crate::sealer::{Next, Report, Sealer};
@@ -226,7 +226,8 @@ impl Body<'_> {
         if let Some(message) = log_end.and_then(|end| crate::job::sinks_ahead(self.plan.sinks_through, end)) {
             self.plan.shared.failure.report(message);
         }
-        for (split, offset) in starts.into_iter().filter(|(split, _)| *split as usize % worker.peers() == worker.index()) {
+        let splits = self.plan.source.splits().len();
+        for (split, offset) in starts.into_iter().filter(|(split, _)| owner_of_split(*split, splits, worker.peers()) == worker.index()) {
             self.readers.borrow_mut().open(&*self.plan.source, split, offset, &self.wake)?;
         }
         if let Some(head) = head {
@@ -391,7 +392,7 @@ impl HeadState {
             self.under_way.push_back((record.epoch, self.rows_sealed));
             self.next = record.epoch.next();
             seals.advance_to(time_of(record.epoch));
-            seals.send_batch(&mut Batch::from(seal_batch(&record, self.peers)));
+            seals.send_batch(&mut Batch::from(seal_batch(&record, body.plan.source.splits().len(), self.peers)));
             // At once, so that the epoch can be over.
             seals.advance_to(time_of(self.next));
             if is_new {

@@ -44,7 +44,7 @@ struct Owned {
     marked_bytes: u64,
 }
 
-/// The splits that a worker owns: those whose number is the worker's index modulo the number of workers.
+/// The splits that a worker owns, by [`owner_of_split`](super::owner_of_split).
 pub struct Readers {
     splits: BTreeMap<u32, Owned>,
     mark_bytes: u64,

@@ -57,9 +57,15 @@ fn progress_schema() -> SchemaRef {
     SCHEMA.clone()
 }
 
-/// What the source of each of `peers` workers is told of an epoch: that there is one, and its ranges of that worker's splits.
-pub fn seal_batch(record: &EpochRecord, peers: usize) -> RecordBatch {
-    let ranges = record.ranges.iter().map(|(&split, &(start, end))| (split as usize % peers, split, start, end));
+/// The worker that reads `split`, of so many. Neighbours go together, so that most of what the workers send to others is in canonical order, worker
+/// by worker.
+pub fn owner_of_split(split: u32, splits: usize, peers: usize) -> usize {
+    split as usize * peers / splits.max(split as usize + 1)
+}
+
+/// What the source of each of `peers` workers is told of an epoch: that there is one, and its ranges of that worker's splits; of `splits` in all.
+pub fn seal_batch(record: &EpochRecord, splits: usize, peers: usize) -> RecordBatch {
+    let ranges = record.ranges.iter().map(|(&split, &(start, end))| (owner_of_split(split, splits, peers), split, start, end));
     let mut rows: Vec<(usize, u32, i64, i64)> = (0..peers).map(|worker| (worker, NO_SPLIT, 0, 0)).chain(ranges).collect();
     rows.sort_by_key(|&(worker, ..)| worker);
     let columns: Vec<ArrayRef> = vec![
@@ -257,10 +263,20 @@ mod tests {
     #[test]
     fn a_seal_reaches_every_worker_with_its_ranges() {
         let record = EpochRecord { epoch: Epoch(3), sealed_at: 7, ranges: [(0, (1, 2)), (1, (3, 4)), (2, (5, 6))].into() };
-        let rows = seal_batch(&record, 2);
+        let rows = seal_batch(&record, 3, 2);
         assert_eq!(u32s(&rows, 0), [0, 0, 0, 1, 1]);
-        assert_eq!(u32s(&rows, 2), [NO_SPLIT, 0, 2, NO_SPLIT, 1]);
+        assert_eq!(u32s(&rows, 2), [NO_SPLIT, 0, 1, NO_SPLIT, 2]);
         assert_eq!(i64s(&rows, 1)[0], 7000);
+    }
+
+    #[test]
+    fn each_split_has_one_owner() {
+        for (splits, peers) in [(1, 1), (1, 7), (5, 2), (7, 7), (128, 3), (3, 128)] {
+            let owners: Vec<usize> = (0..splits).map(|split| owner_of_split(split, splits as usize, peers)).collect();
+            assert!(owners.is_sorted() && owners.iter().all(|&owner| owner < peers), "{splits} splits, {peers} workers: {owners:?}");
+            let most = (0..peers).map(|peer| owners.iter().filter(|&&owner| owner == peer).count()).max();
+            assert_eq!(most, Some((splits as usize).div_ceil(peers)), "{splits} splits, {peers} workers");
+        }
     }
 
     #[test]
