@@ -11,6 +11,12 @@ use orderflow_fixtures::generate::{Compression, GenerateSettings, write_folder};
 use orderflow_fixtures::hostile;
 use orderflow_fixtures::reference::ReferenceSettings;
 
+/// Both have a table of their own, so that one mistake is not made twice.
+#[test]
+fn the_reference_has_the_currencies_of_the_settings() {
+    assert_eq!(ReferenceSettings::default().currencies, orderflow::config::Config::default().currencies.0);
+}
+
 /// Replays `input` and compares.
 #[track_caller]
 fn check(input: &Path, workers: usize, rows_max: u64) {
