@@ -38,14 +38,12 @@ use crate::by_group::{ByGroup, HashedRow};
 use crate::columns::{micros, text, u8s};
 use crate::epoch::{EpochInfo, Micros};
 use crate::keys::hash;
+use crate::prefetch::AHEAD;
 use crate::rows::{movements, orders};
 use crate::validate::Status;
 
 /// Time buckets in a horizon.
 pub const BUCKETS: i64 = 24;
-
-/// Rows that are looked up before the first of them is decided.
-const AHEAD: usize = 16;
 
 /// Settings of both deduplications.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -50,11 +50,9 @@ use crate::by_group::{ByGroup, HashedRow};
 use crate::columns::{bools, micros, text, text_at, u8s};
 use crate::epoch::{EpochInfo, Micros, NEVER};
 use crate::keys::hash;
+use crate::prefetch::AHEAD;
 use crate::rows::{feature_replies, feature_requests, orders};
 use crate::validate::Status;
-
-/// Rows whose keys are looked up before the first of them is changed.
-const AHEAD: usize = 16;
 
 /// What orders are counted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -24,6 +24,7 @@ pub mod exchange;
 pub mod features;
 mod growth;
 pub mod keys;
+mod prefetch;
 pub mod reserve;
 pub mod rows;
 pub mod score;

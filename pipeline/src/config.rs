@@ -415,7 +415,7 @@ pub struct DeltaConfig {
     pub retry_backoff_max: Interval,
 }
 
-const QUEUE_ROWS_MAX: u64 = 2_000_000;
+const QUEUE_ROWS_MAX: u64 = 1_000_000;
 const RETRY_BACKOFF_MIN: Interval = Interval::millis(100);
 const RETRY_BACKOFF_MAX: Interval = Interval::seconds(30);
 
@@ -425,7 +425,7 @@ impl Default for DeltaConfig {
             enabled: true,
             url: String::new(),
             commit_interval: Interval::seconds(5),
-            commit_rows_max: 1_000_000,
+            commit_rows_max: 500_000,
             compression: "zstd(1)".into(),
             checkpoint_commits: 50,
             optimize_commits: 100,

@@ -3,8 +3,8 @@
 //! # Design
 //!
 //! Epochs come in order. Those that the sink has committed in an earlier life are skipped. The others are written, and committed in
-//! groups: after `interval`, or when `rows_max` rows are written; but only when the epoch log is durable through the group, since a result must
-//! not outlive the record of the epoch that it came from. A group that an earlier life began is committed through
+//! groups: after `interval`, or when `rows_max` rows are written or half of what the queue may hold, so that the other half can fill meanwhile; but
+//! only when the epoch log is durable through the group, since a result must not outlive the record of the epoch that it came from. A group that an earlier life began is committed through
 //! exactly the epoch that it recorded.
 //!
 //! A sink that is down is tried again, with a backoff that doubles up to a limit, for as long as it takes: meanwhile its queue fills, and the
@@ -137,7 +137,8 @@ impl Driver {
                         self.hub.taken(self.stream, &self.queue.backlog, std::mem::take(&mut group.weight));
                         self.committed.send_if_modified(|known| epoch > std::mem::replace(known, epoch.max(*known)));
                     }
-                    begun || (group_through.is_none() && group.rows >= self.settings.rows_max)
+                    let enough = group.rows >= self.settings.rows_max || group.weight >= self.queue.backlog.rows_max() / 2;
+                    begun || (group_through.is_none() && enough)
                 }
             };
             if full {

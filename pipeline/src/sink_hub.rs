@@ -45,6 +45,11 @@ impl Backlog {
     pub fn rows(&self) -> u64 {
         self.rows.load(Ordering::Relaxed)
     }
+
+    /// How many may wait.
+    pub fn rows_max(&self) -> u64 {
+        self.rows_max
+    }
 }
 
 struct Queue {

@@ -137,6 +137,16 @@ fn buffers_smaller_than_epochs() {
     assert_equal(&tables(out.path()), &before, "recovered with a small buffer");
 }
 
+/// A group of epochs that no queue can hold would never be committed.
+#[test]
+fn queues_smaller_than_commits() {
+    let input = generated(7, 4_000);
+    let out = tempfile::tempdir().unwrap();
+    let settings = ["epoch.rows_max=100", "sinks.delta.queue_rows_max=1000", "sinks.delta.commit_interval=1 h"];
+    replay(input.path(), out.path(), &settings.map(|setting| ["--set", setting]).concat());
+    assert_equal(&tables(out.path()), &expected(input.path(), out.path(), &ReferenceSettings::default()), "a small queue");
+}
+
 #[test]
 fn sinks_that_know_more_than_the_log_are_refused() {
     let out = tempfile::tempdir().unwrap();

@@ -11,6 +11,7 @@ use super::windows::{Locator, WindowSet};
 use crate::by_group::HashedRow;
 use crate::growth::{Paged, tend};
 use crate::keys::{KEY_GROUPS, KeyGroup, hash};
+use crate::prefetch::prefetch;
 
 /// Keys that an epoch sweeps over, besides two for each of its rows.
 const SWEPT_MIN: usize = 1024;
@@ -103,12 +104,20 @@ impl Keyed {
     pub fn look_up<'a>(&mut self, group: KeyGroup, rows: &[HashedRow], id: impl Fn(usize) -> &'a str, positions: &mut Vec<u32>) {
         let Group { table, keys } = &mut self.groups[group.0 as usize];
         let known = keys.len();
+        for row in rows {
+            if let Some(slot) = table.find(row.hash, |slot| slot.hash == row.hash) {
+                prefetch(&raw const keys[slot.key as usize]);
+            }
+        }
         positions.clear();
         positions.extend(rows.iter().map(|&HashedRow { hash, row }| {
             let id = id(row as usize);
             let same = |slot: &Slot| slot.hash == hash && keys[slot.key as usize].id == id;
             match table.entry(hash, same, |slot| slot.hash) {
-                Entry::Occupied(slot) => slot.get().key,
+                Entry::Occupied(slot) => {
+                    keys[slot.get().key as usize].sums.prefetch();
+                    slot.get().key
+                }
                 Entry::Vacant(vacant) => {
                     let key = keys.len() as u32;
                     keys.push(Key { id: id.into(), newest: i64::MIN, sums: Sums::default(), members: Members::default() });

@@ -5,6 +5,7 @@ use smallvec::SmallVec;
 use super::forget::Reachable;
 use super::pane_map::PaneMap;
 use super::windows::{Locator, PANES, View, WindowSet};
+use crate::prefetch::prefetch;
 
 /// More base panes than this, and a key gets a level for each window.
 const FEW_MAX: usize = 32;
@@ -94,6 +95,16 @@ impl Sums {
                     level.each_in(view.pane.saturating_sub(PANES - 1)..=view.pane, |sum| total.add(*sum));
                 }
             }
+        }
+    }
+
+    /// Asks for what an order will most likely touch.
+    pub fn prefetch(&self) {
+        if let Sums::Few(few) = self
+            && few.spilled()
+            && let Some(last) = few.last()
+        {
+            prefetch(last);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The orders' side of the reservation.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -18,6 +19,7 @@ use crate::epoch::{EpochInfo, Micros, Place};
 use crate::features::WindowSet;
 use crate::growth::{Paged, tend};
 use crate::keys::{KEY_GROUPS, KeyGroup, hash, key_group};
+use crate::prefetch::{AHEAD, prefetch};
 use crate::rows::lifecycle::{self, LifecycleKind};
 use crate::rows::{PLACE, orders};
 use crate::score::Thresholds;
@@ -92,6 +94,15 @@ impl Group {
     fn find(&self, hashed: u64, order_id: &str) -> Option<u32> {
         let same = |entry: &Entry| entry.hash == hashed && self.slots[entry.slot as usize].order_id == order_id;
         self.table.find(hashed, same).map(|entry| entry.slot)
+    }
+
+    /// Asks for what finding an id will touch, and inserting it. Tells where that most likely is.
+    fn prefetch(&self, hashed: u64) -> Option<u32> {
+        let found = self.table.find(hashed, |entry| entry.hash == hashed).map(|entry| entry.slot);
+        if let Some(at) = found.or_else(|| self.free.last().copied()) {
+            prefetch(&raw const self.slots[at as usize]);
+        }
+        found
     }
 
     /// Lines of the older reservations of the same id.
@@ -176,6 +187,14 @@ impl Names {
         self.table.insert_unique(hashed, at, |&at| hash(names[at as usize].as_bytes()));
         at
     }
+
+    /// Asks for what finding a name will touch.
+    fn prefetch(&self, name: &str) {
+        // The table does not say whose a slot is: the first one whose tag fits nearly always is the name's.
+        if let Some(&at) = self.table.find(hash(name.as_bytes()), |_| true) {
+            prefetch(&raw const self.names[at as usize]);
+        }
+    }
 }
 
 /// A (merged) line of an open order.
@@ -194,7 +213,7 @@ struct OpenLine {
 /// An order of this epoch that asks for stock.
 struct OpenOrder {
     row: u32,
-    lines: std::ops::Range<u32>,
+    lines: Range<u32>,
     group: u16,
     slot: u32,
     /// Lines without a certain verdict.
@@ -298,11 +317,17 @@ impl Desk {
             while o < order_places.len() || m < message_places.len() {
                 if o < order_places.len() && (m >= message_places.len() || order_places[o] < message_places[m]) {
                     if let Some(columns) = &columns {
+                        if o.is_multiple_of(AHEAD) {
+                            self.prefetch_orders(columns, o..order_places.len().min(o + AHEAD));
+                        }
                         self.order(columns, o, &mut requests);
                     }
                     o += 1;
                 } else {
                     if let Some(batch) = &lifecycle {
+                        if m.is_multiple_of(AHEAD) {
+                            self.prefetch_messages(batch, m..message_places.len().min(m + AHEAD));
+                        }
                         self.message(batch, m, &mut requests);
                     }
                     m += 1;
@@ -312,6 +337,31 @@ impl Desk {
         self.orders = orders;
         self.lifecycle = lifecycle;
         requests.finish()
+    }
+
+    fn prefetch_orders(&self, columns: &OrderColumns<'_>, rows: Range<usize>) {
+        for row in rows.clone() {
+            let hashed = hash(columns.order_id.value(row).as_bytes());
+            self.groups[key_group(hashed).0 as usize].prefetch(hashed);
+        }
+        for line in columns.offsets[rows.start]..columns.offsets[rows.end] {
+            self.names.prefetch(columns.sku.value(line as usize));
+        }
+    }
+
+    fn prefetch_messages(&self, batch: &RecordBatch, rows: Range<usize>) {
+        let order_ids = text(batch, lifecycle::ORDER_ID);
+        let mut found = SmallVec::<[(u16, u32); AHEAD]>::new();
+        for row in rows {
+            let hashed = hash(order_ids.value(row).as_bytes());
+            let KeyGroup(group) = key_group(hashed);
+            found.extend(self.groups[group as usize].prefetch(hashed).map(|slot| (group, slot)));
+        }
+        for (group, slot) in found {
+            for line in &self.groups[group as usize].slots[slot as usize].lines {
+                prefetch(&raw const self.names.names[line.sku as usize]);
+            }
+        }
     }
 
     fn order(&mut self, columns: &OrderColumns<'_>, row: usize, requests: &mut Requests) {
@@ -502,16 +552,22 @@ impl Desk {
         let due = watermark.checked_sub(self.settings.hold)?;
         let mut expired: Vec<(Micros, u16, u32)> = Vec::new();
         while let Some(mut bucket) = self.deadlines.first_entry().filter(|b| *b.key() <= due.div_euclid(DEADLINE_BUCKET)) {
-            let groups = &self.groups;
-            bucket.get_mut().retain(|&(group, slot, event_time)| {
-                let reservation = &groups[group as usize].slots[slot as usize];
-                let held = reservation.status == ReservationStatus::Held && reservation.event_time == event_time;
-                if held && event_time <= due {
-                    expired.push((event_time, group, slot));
+            let mut later = Vec::new();
+            for holds in bucket.get().chunks(AHEAD) {
+                for &(group, slot, _) in holds {
+                    prefetch(&raw const self.groups[group as usize].slots[slot as usize]);
                 }
-                held && event_time > due
-            });
-            if !bucket.get().is_empty() {
+                for &(group, slot, event_time) in holds {
+                    let reservation = &self.groups[group as usize].slots[slot as usize];
+                    match reservation.status == ReservationStatus::Held && reservation.event_time == event_time {
+                        true if event_time <= due => expired.push((event_time, group, slot)),
+                        true => later.push((group, slot, event_time)),
+                        false => {}
+                    }
+                }
+            }
+            if !later.is_empty() {
+                *bucket.get_mut() = later;
                 break; // The last bucket that is due, in part.
             }
             bucket.remove();
@@ -534,9 +590,15 @@ impl Desk {
             group.slots[slot as usize].status = ReservationStatus::Gone;
             true
         });
-        for (_, group, slot) in expired {
-            self.groups[group as usize].remove(slot);
-            self.len -= 1;
+        for expired in expired.chunks(AHEAD) {
+            for &(_, group, slot) in expired {
+                let group = &self.groups[group as usize];
+                group.prefetch(hash(group.slots[slot as usize].order_id.as_bytes()));
+            }
+            for &(_, group, slot) in expired {
+                self.groups[group as usize].remove(slot);
+                self.len -= 1;
+            }
         }
         requests.finish()
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, UInt32Array};
+use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::{interleave, take};
 use compact_str::CompactString;
 use hashbrown::{HashMap, HashTable};
@@ -10,6 +10,7 @@ use hashbrown::{HashMap, HashTable};
 use super::messages::{NONE, RequestKind, Verdict, Verdicts, decision, request};
 use crate::columns::{i64s, micros, text, u8s, u32s, u64s};
 use crate::keys::{KEY_GROUPS, KeyGroup, hash, key_group};
+use crate::prefetch::{AHEAD, prefetch};
 use crate::rows::PLACE;
 use crate::rows::movements::{self, MovementKind};
 use crate::streams::{self, Stream};
@@ -197,6 +198,17 @@ impl Stock {
         at
     }
 
+    /// Asks for what finding these rows' SKUs will touch.
+    fn prefetch(&self, names: &StringArray, first: usize) {
+        for row in first..names.len().min(first + AHEAD) {
+            let hashed = hash(names.value(row).as_bytes());
+            // The table does not say whose a slot is: the first one whose tag fits nearly always is the name's.
+            if let Some(&at) = self.tables[key_group(hashed).0 as usize].find(hashed, |_| true) {
+                prefetch(&raw const self.skus[at as usize]);
+            }
+        }
+    }
+
     /// Takes the epoch's movements and requests, each in canonical order, and answers every line.
     pub fn begin(&mut self, received: Option<RecordBatch>, requests: Option<RecordBatch>) -> Option<RecordBatch> {
         assert!(self.entries.is_empty() && self.expiries.is_empty(), "an epoch begins when the one before is settled");
@@ -229,7 +241,11 @@ impl Stock {
         while m < movement_places.len() || r < request_places.len() {
             let movement_first = m < movement_places.len() && (r >= request_places.len() || movement_places[m] < request_places[r]);
             if let Some(batch) = received.filter(|_| movement_first) {
-                let sku = self.find(text(batch, movements::SKU).value(m));
+                let names = text(batch, movements::SKU);
+                if m.is_multiple_of(AHEAD) {
+                    self.prefetch(names, m);
+                }
+                let sku = self.find(names.value(m));
                 let quantity = i64s(batch, movements::QUANTITY)[m];
                 let kind = MovementKind::from_u8(u8s(batch, movements::KIND)[m]);
                 self.skus[sku as usize].may_fall |= kind != MovementKind::Received || quantity < 0;
@@ -247,7 +263,11 @@ impl Stock {
                 });
                 m += 1;
             } else if let Some(batch) = requests {
-                let sku = self.find(text(batch, request::SKU).value(r));
+                let names = text(batch, request::SKU);
+                if r.is_multiple_of(AHEAD) {
+                    self.prefetch(names, r);
+                }
+                let sku = self.find(names.value(r));
                 let quantity = i64s(batch, request::QUANTITY)[r];
                 let kind = RequestKind::from_u8(u8s(batch, request::KIND)[r]);
                 let line = u32s(batch, request::LINE)[r];
@@ -389,6 +409,9 @@ impl Stock {
         let mut events = Events::default();
         let mut moved: Vec<Units> = Vec::new();
         for at in 0..entries.len() {
+            if let Some(ahead) = entries.get(at + AHEAD) {
+                prefetch(&raw const self.skus[ahead.sku as usize]);
+            }
             let Entry { change, sku, quantity, row, depends_on, .. } = entries[at];
             if depends_on != NONE {
                 entries[at].state = entries[depends_on as usize].state;

@@ -15,7 +15,7 @@ use orderflow_operators::epoch::Epoch;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
-use parquet::basic::Encoding;
+use parquet::basic::{Compression, Encoding};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
@@ -40,8 +40,8 @@ pub(super) struct FileFormat {
 }
 
 impl FileFormat {
-    /// Integers are packed as differences: a third less CPU than dictionaries, for a few bytes more. Only text has
-    /// dictionaries.
+    /// Integers are packed as differences: a third less CPU than dictionaries, for a few bytes more. Packed, they do not compress
+    /// well enough to be worth it, nor do scores. Only text has dictionaries.
     pub fn new(schema: SchemaRef, compression: TableCompression) -> FileFormat {
         let mut properties = WriterProperties::builder()
             .set_compression(compression.0)
@@ -54,9 +54,16 @@ impl FileFormat {
             let path = ColumnPath::from(field.name().as_str());
             properties = match field.data_type() {
                 DataType::Int32 | DataType::Int64 | DataType::Timestamp(..) => {
-                    properties.set_column_dictionary_enabled(path.clone(), false).set_column_encoding(path, Encoding::DELTA_BINARY_PACKED)
+                    let packed = Encoding::DELTA_BINARY_PACKED;
+                    properties
+                        .set_column_dictionary_enabled(path.clone(), false)
+                        .set_column_encoding(path.clone(), packed)
+                        .set_column_compression(path, Compression::UNCOMPRESSED)
                 }
-                DataType::Float64 | DataType::Binary => properties.set_column_dictionary_enabled(path, false),
+                DataType::Float64 => {
+                    properties.set_column_dictionary_enabled(path.clone(), false).set_column_compression(path, Compression::UNCOMPRESSED)
+                }
+                DataType::Binary => properties.set_column_dictionary_enabled(path, false),
                 _ => properties,
             };
         }
