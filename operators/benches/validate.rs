@@ -51,7 +51,7 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let currencies = [("USD", 1_000_000), ("EUR", 1_100_000), ("GBP", 1_300_000)].map(|(name, rate)| (name.to_owned(), rate));
     let settings = ValidateSettings { currencies: currencies.into(), ..ValidateSettings::default() };
-    let info = EpochInfo { epoch: Epoch(1), sealed_at: 0, watermark_before: 0, watermark: 0 };
+    let info = EpochInfo { epoch: Epoch(1), sealed_at: 0, watermark_before: 0, watermark: 0, checkpoint: false };
     let mut group = criterion.benchmark_group("validate");
     group.throughput(Throughput::Elements(EPOCH_ROWS as u64));
     let good = orders(usize::MAX);

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, UInt64Array};
+use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, UInt64Array};
 use arrow::compute::{concat_batches, interleave_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use timely::container::NoopBuilder;
@@ -26,7 +26,7 @@ use timely::dataflow::{Scope, Stream};
 use timely::progress::frontier::MutableAntichain;
 
 use crate::batch::{Batch, register_schema};
-use crate::columns::{i64s, u64s};
+use crate::columns::{bools, i64s, u64s};
 use crate::epoch::{Epoch, EpochInfo};
 use crate::rows::PLACE;
 
@@ -84,12 +84,13 @@ pub fn in_order(mut batches: Vec<RecordBatch>) -> Option<RecordBatch> {
 
 // --- the clock -----------------------------------------------------------------------------
 
-/// The clock's rows: epoch (uint64), sealed_at, watermark_before, watermark (int64, microseconds).
+/// The clock's rows: epoch (uint64), sealed_at, watermark_before, watermark (int64, microseconds), checkpoint (boolean).
 pub fn clock_schema() -> SchemaRef {
     static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         let int = |name| Field::new(name, DataType::Int64, false);
         let epoch = Field::new("epoch", DataType::UInt64, false);
-        Arc::new(Schema::new(vec![epoch, int("sealed_at"), int("watermark_before"), int("watermark")]))
+        let checkpoint = Field::new("checkpoint", DataType::Boolean, false);
+        Arc::new(Schema::new(vec![epoch, int("sealed_at"), int("watermark_before"), int("watermark"), checkpoint]))
     });
     SCHEMA.clone()
 }
@@ -97,14 +98,21 @@ pub fn clock_schema() -> SchemaRef {
 /// The clock's row for an epoch.
 pub fn clock_row(info: &EpochInfo) -> RecordBatch {
     let int = |v| Arc::new(Int64Array::from(vec![v])) as ArrayRef;
-    let columns: Vec<ArrayRef> =
-        vec![Arc::new(UInt64Array::from(vec![info.epoch.0])), int(info.sealed_at), int(info.watermark_before), int(info.watermark)];
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(UInt64Array::from(vec![info.epoch.0])),
+        int(info.sealed_at),
+        int(info.watermark_before),
+        int(info.watermark),
+        Arc::new(BooleanArray::from(vec![info.checkpoint])),
+    ];
     RecordBatch::try_new(clock_schema(), columns).expect("the columns fit the clock's schema")
 }
 
 /// What a clock's row says.
 pub fn read_clock_row(row: &RecordBatch) -> EpochInfo {
-    EpochInfo { epoch: Epoch(u64s(row, 0)[0]), sealed_at: i64s(row, 1)[0], watermark_before: i64s(row, 2)[0], watermark: i64s(row, 3)[0] }
+    let int = |column| i64s(row, column)[0];
+    let (epoch, checkpoint) = (Epoch(u64s(row, 0)[0]), bools(row, 4).value(0));
+    EpochInfo { epoch, sealed_at: int(1), watermark_before: int(2), watermark: int(3), checkpoint }
 }
 
 // --- inputs that wait ----------------------------------------------------------------------
@@ -267,7 +275,7 @@ mod tests {
 
     #[test]
     fn the_clock_keeps_what_it_is_told() {
-        let info = EpochInfo { epoch: Epoch(7), sealed_at: 1, watermark_before: i64::MIN, watermark: -3 };
+        let info = EpochInfo { epoch: Epoch(7), sealed_at: 1, watermark_before: i64::MIN, watermark: -3, checkpoint: true };
         assert_eq!(read_clock_row(&clock_row(&info)), info);
         assert_eq!(epoch_of(time_of(Epoch(7)) + 5), Epoch(7));
     }

@@ -24,6 +24,7 @@
 //! An epoch's rows are walked group by group, hashed once, a few looked up ahead of the one that is decided.
 
 mod remembered;
+mod state;
 
 use std::sync::Arc;
 
@@ -34,6 +35,7 @@ use arrow::datatypes::Int64Type;
 use xxhash_rust::xxh3::xxh3_128;
 
 use self::remembered::Remembered;
+use self::state::Changes;
 use crate::by_group::{ByGroup, HashedRow};
 use crate::columns::{micros, text, u8s};
 use crate::epoch::{EpochInfo, Micros};
@@ -72,12 +74,19 @@ pub struct Deduplicate {
     fingerprints: Vec<Fingerprint>,
     /// What one of them is made of.
     content: Vec<u8>,
+    changes: Changes,
 }
 
 impl Deduplicate {
     /// Nothing seen yet.
     pub fn new(settings: DeduplicateSettings) -> Self {
-        Deduplicate { seen: settings.remembered(), by_group: ByGroup::default(), fingerprints: Vec::new(), content: Vec::new() }
+        Deduplicate {
+            seen: settings.remembered(),
+            by_group: ByGroup::default(),
+            fingerprints: Vec::new(),
+            content: Vec::new(),
+            changes: Changes::default(),
+        }
     }
 
     /// Takes an epoch: [`orders::validated`] in canonical order, `None` if there are none here. Returns the same rows, the column
@@ -110,16 +119,22 @@ impl Deduplicate {
                 }
             }
         }
-        if repeated.is_empty() {
-            return orders.clone();
+        let mut marked = orders.clone();
+        if !repeated.is_empty() {
+            let mut statuses = statuses.to_vec();
+            for (row, status) in repeated {
+                statuses[row] = status as u8;
+            }
+            let mut columns = orders.columns().to_vec();
+            columns[orders::STATUS] = Arc::new(UInt8Array::from(statuses)) as ArrayRef;
+            marked = RecordBatch::try_new(orders.schema(), columns).expect("one column is replaced by one of the same type and length");
         }
-        let mut statuses = statuses.to_vec();
-        for (row, status) in repeated {
-            statuses[row] = status as u8;
+        if self.changes.kept {
+            let fresh = u8s(&marked, orders::STATUS).iter().map(|&status| status == Status::Fresh as u8);
+            let [ids, times] = [orders::ORDER_ID, orders::EVENT_TIME].map(|column| orders.column(column).clone());
+            self.changes.add_orders(ids, times, &self.fingerprints, BooleanBuffer::from_iter(fresh));
         }
-        let mut columns = orders.columns().to_vec();
-        columns[orders::STATUS] = Arc::new(UInt8Array::from(statuses)) as ArrayRef;
-        RecordBatch::try_new(orders.schema(), columns).expect("one column is replaced by one of the same type and length")
+        marked
     }
 
     /// How many ids are remembered.
@@ -143,12 +158,13 @@ impl Deduplicate {
 pub struct DeduplicateMovements {
     seen: Remembered<()>,
     by_group: ByGroup,
+    changes: Changes,
 }
 
 impl DeduplicateMovements {
     /// Nothing seen yet.
     pub fn new(settings: DeduplicateSettings) -> Self {
-        DeduplicateMovements { seen: settings.remembered(), by_group: ByGroup::default() }
+        DeduplicateMovements { seen: settings.remembered(), by_group: ByGroup::default(), changes: Changes::default() }
     }
 
     /// Takes an epoch: [`movements::schema`] in canonical order, `None` if there are none here. Returns the rows whose id was not seen; `None`
@@ -179,10 +195,15 @@ impl DeduplicateMovements {
                 }
             }
         }
+        let first = BooleanBuffer::from(first);
+        if self.changes.kept {
+            let [ids, times] = [movements::MOVEMENT_ID, movements::EVENT_TIME].map(|column| movements.column(column).clone());
+            self.changes.add_movements(ids, times, first.clone());
+        }
         if kept == first.len() {
             return movements.clone();
         }
-        let first = BooleanArray::new(BooleanBuffer::from(first), None);
+        let first = BooleanArray::new(first, None);
         filter_record_batch(movements, &first).expect("the filter has one value for each row")
     }
 

@@ -73,4 +73,6 @@ pub struct EpochInfo {
     pub watermark_before: Micros,
     /// `W(e)`: what timers fire against, after the rows.
     pub watermark: Micros,
+    /// Whether a checkpoint is of the state at this epoch's end. Results do not depend on it.
+    pub checkpoint: bool,
 }

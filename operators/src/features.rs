@@ -30,6 +30,7 @@ mod forget;
 mod keyed;
 mod members;
 mod pane_map;
+mod state;
 mod sums;
 mod table;
 mod windows;
@@ -136,6 +137,8 @@ pub struct Features {
     by_group: ByGroup,
     positions: Vec<u32>,
     totals: Vec<Totals>,
+    /// What was counted since somebody asked, if anybody will.
+    changes: Option<Vec<RecordBatch>>,
 }
 
 impl Features {
@@ -150,6 +153,7 @@ impl Features {
             by_group: ByGroup::default(),
             positions: Vec::new(),
             totals: vec![Totals::default(); windows.len()],
+            changes: None,
             windows,
         }
     }
@@ -160,6 +164,9 @@ impl Features {
     /// Orders that count are not stale: `event_time ≥ W(e−1) − dedup_horizon`.
     pub fn on_epoch(&mut self, info: &EpochInfo, requests: Option<&RecordBatch>) -> Option<RecordBatch> {
         let replies = requests.map(|requests| self.answer(requests));
+        if let (Some(changes), Some(requests)) = (&mut self.changes, requests) {
+            changes.extend(state::changes(requests));
+        }
         self.reachable = Reachable::new(&self.windows, self.horizon, info.watermark);
         self.keyed.sweep(&self.reachable, requests.map_or(0, RecordBatch::num_rows));
         replies

@@ -28,6 +28,7 @@ mod prefetch;
 pub mod reserve;
 pub mod rows;
 pub mod score;
+pub mod snapshot;
 pub mod streams;
 #[cfg(test)]
 mod test_orders;

@@ -52,7 +52,13 @@ impl Watermark {
     ///
     /// # Panics
     /// If epochs do not follow on each other.
-    pub fn advance(&mut self, epoch: Epoch, sealed_at: Micros, progress: impl IntoIterator<Item = SplitProgress>) -> EpochInfo {
+    pub fn advance(
+        &mut self,
+        epoch: Epoch,
+        sealed_at: Micros,
+        checkpoint: bool,
+        progress: impl IntoIterator<Item = SplitProgress>,
+    ) -> EpochInfo {
         assert_eq!(epoch, self.epoch.next(), "epochs come one after the other");
         for p in progress {
             let at = p.split as usize;
@@ -68,7 +74,7 @@ impl Watermark {
         let watermark_before = self.value;
         self.value = self.value.max(least.unwrap_or(NEVER));
         self.epoch = epoch;
-        EpochInfo { epoch, sealed_at, watermark_before, watermark: self.value }
+        EpochInfo { epoch, sealed_at, watermark_before, watermark: self.value, checkpoint }
     }
 }
 
@@ -84,23 +90,23 @@ mod tests {
     fn least_of_active_splits() {
         let mut w = Watermark::new(WatermarkSettings { delay: 5, idle: 30 });
         // A split that never had a row does not count.
-        assert_eq!(w.advance(Epoch(1), 100, [row(1, 50)]).watermark, 45);
+        assert_eq!(w.advance(Epoch(1), 100, false, [row(1, 50)]).watermark, 45);
         // A slower one holds it, and it does not go back.
-        assert_eq!(w.advance(Epoch(2), 110, [row(2, 20), row(1, 90)]).watermark, 45);
-        assert_eq!(w.advance(Epoch(3), 120, [row(2, 70)]).watermark, 65);
+        assert_eq!(w.advance(Epoch(2), 110, false, [row(2, 20), row(1, 90)]).watermark, 45);
+        assert_eq!(w.advance(Epoch(3), 120, false, [row(2, 70)]).watermark, 65);
         // Split 2 is still active 30 after its last row, and idle after 31.
-        assert_eq!(w.advance(Epoch(4), 150, [row(1, 200)]).watermark, 65);
-        let last = w.advance(Epoch(5), 151, [row(1, 201)]);
+        assert_eq!(w.advance(Epoch(4), 150, false, [row(1, 200)]).watermark, 65);
+        let last = w.advance(Epoch(5), 151, false, [row(1, 201)]);
         assert_eq!((last.watermark_before, last.watermark), (65, 196));
         // All idle: it stays.
-        assert_eq!(w.advance(Epoch(6), 1000, []).watermark, 196);
+        assert_eq!(w.advance(Epoch(6), 1000, false, []).watermark, 196);
     }
 
     #[test]
     fn rows_without_event_time_hold_it() {
         let mut w = Watermark::new(WatermarkSettings { delay: 5, idle: 30 });
         let malformed = SplitProgress { split: 1, rows: 1, event_time_max: None };
-        assert_eq!(w.advance(Epoch(1), 0, [malformed, row(2, 70)]).watermark, NEVER);
-        assert_eq!(w.advance(Epoch(2), 31, [row(2, 70)]).watermark, 65);
+        assert_eq!(w.advance(Epoch(1), 0, false, [malformed, row(2, 70)]).watermark, NEVER);
+        assert_eq!(w.advance(Epoch(2), 31, false, [row(2, 70)]).watermark, 65);
     }
 }

@@ -52,6 +52,9 @@ impl Orders {
         self.epoch += 1;
         let watermark_before = self.watermark;
         self.watermark = self.next as i64 * STEP - 5_000_000;
-        (EpochInfo { epoch: Epoch(self.epoch), sealed_at: 0, watermark_before, watermark: self.watermark }, batch(&orders))
+        (
+            EpochInfo { epoch: Epoch(self.epoch), sealed_at: 0, watermark_before, watermark: self.watermark, checkpoint: false },
+            batch(&orders),
+        )
     }
 }

@@ -36,6 +36,8 @@ pub(super) struct Remembered<C> {
     segment_bytes: usize,
     /// The group to be tended next.
     tended: usize,
+    /// While ids are remembered again: the first bucket that is not dropped.
+    restored_from: BucketIndex,
 }
 
 /// The ids of one key group.
@@ -114,6 +116,7 @@ impl<C: Copy> Remembered<C> {
             live: 0,
             segment_bytes: 0,
             tended: 0,
+            restored_from: BucketIndex::MIN,
         }
     }
 
@@ -235,6 +238,39 @@ impl<C: Copy> Remembered<C> {
             free.push(number);
             self.dropped.pop_front();
             self.removed = 0;
+        }
+    }
+
+    /// Live ids of a group.
+    pub fn group_len(&self, group: KeyGroup) -> usize {
+        let group = &self.groups[group.0 as usize];
+        group.buckets.values().flatten().map(|&number| group.segments[number as usize].len()).sum()
+    }
+
+    /// Each live id of a group, with the beginning of its bucket and what its first occurrence said.
+    pub fn each(&self, group: KeyGroup, mut visit: impl FnMut(&str, Micros, C)) {
+        let Group { buckets, segments, .. } = &self.groups[group.0 as usize];
+        for (&bucket, numbers) in buckets {
+            // The first instant that there is, where the bucket begins before it.
+            let begin = bucket.checked_mul(self.width).unwrap_or(Micros::MIN);
+            for &number in numbers {
+                let segment = &segments[number as usize];
+                for entry in 0..segment.len() {
+                    visit(segment.id(entry), begin, segment.contents[entry]);
+                }
+            }
+        }
+    }
+
+    /// Ids will be remembered again, of a time when the watermark was this.
+    pub fn begin_restore(&mut self, watermark: Micros) {
+        self.restored_from = first_live_bucket(watermark, self.width, self.horizon);
+    }
+
+    /// Remembers an id again, unless its bucket was dropped since: the id may have come back then, and is in another one.
+    pub fn restore(&mut self, group: KeyGroup, hash: u64, id: &str, event_time: Micros, content: C) {
+        if event_time.div_euclid(self.width) >= self.restored_from {
+            self.see(group, hash, id, event_time, content);
         }
     }
 

@@ -5,13 +5,14 @@ use proptest::prelude::*;
 use super::*;
 use crate::columns::i64s;
 use crate::epoch::{Epoch, NEVER};
+use crate::snapshot::{KeyedState, Written};
 use crate::test_orders::{Order, batch};
 
 /// A horizon of 24 hours of one unit: buckets are 1 wide.
 const HORIZON: Micros = 24;
 
 fn info(epoch: u64, watermark_before: Micros, watermark: Micros) -> EpochInfo {
-    EpochInfo { epoch: Epoch(epoch), sealed_at: 0, watermark_before, watermark }
+    EpochInfo { epoch: Epoch(epoch), sealed_at: 0, watermark_before, watermark, checkpoint: false }
 }
 
 /// Epochs are `> watermark` and the lines before it: `id time customer currency sku×quantity@price …`, `!` before what is invalid.
@@ -209,8 +210,10 @@ fn epochs() -> impl Strategy<Value = Epochs> {
 
 proptest! {
     #[test]
-    fn orders_are_marked_as_a_list_would(epochs in epochs()) {
+    fn orders_are_marked_as_a_list_would(epochs in epochs(), restarts in 0..u32::MAX) {
         let mut deduplicate = Deduplicate::new(DeduplicateSettings { horizon: HORIZON });
+        deduplicate.keep_changes();
+        let mut written = Written::default();
         let (mut naive, mut watermark) = (Naive::default(), 0);
         for (number, (rows, step)) in epochs.into_iter().enumerate() {
             let before = watermark;
@@ -235,12 +238,21 @@ proptest! {
             let marked = deduplicate.on_epoch(&info(number as u64 + 1, before, watermark), Some(&batch(&rows))).unwrap();
             prop_assert_eq!(u8s(&marked, orders::STATUS), &expected[..]);
             prop_assert_eq!(deduplicate.len(), naive.seen.len());
+            written.epoch(number as u64 + 1, &mut deduplicate);
+            if restarts & 1 << number != 0 {
+                deduplicate = Deduplicate::new(DeduplicateSettings { horizon: HORIZON });
+                written.restore(&mut deduplicate, watermark, |_| true);
+                deduplicate.keep_changes();
+                prop_assert_eq!(deduplicate.len(), naive.seen.len());
+            }
         }
     }
 
     #[test]
-    fn movements_are_kept_as_a_list_would(epochs in epochs()) {
+    fn movements_are_kept_as_a_list_would(epochs in epochs(), restarts in 0..u32::MAX) {
         let mut deduplicate = DeduplicateMovements::new(DeduplicateSettings { horizon: HORIZON });
+        deduplicate.keep_changes();
+        let mut written = Written::default();
         let (mut naive, mut watermark) = (Naive::default(), 0);
         for (number, (rows, step)) in epochs.into_iter().enumerate() {
             let before = watermark;
@@ -254,6 +266,13 @@ proptest! {
             let first: Vec<_> = first.iter().flat_map(|first| i64s(first, movements::QUANTITY).iter().map(|&row| row as usize)).collect();
             prop_assert_eq!(first, expected);
             prop_assert_eq!(deduplicate.len(), naive.seen.len());
+            written.epoch(number as u64 + 1, &mut deduplicate);
+            if restarts & 1 << number != 0 {
+                deduplicate = DeduplicateMovements::new(DeduplicateSettings { horizon: HORIZON });
+                written.restore(&mut deduplicate, watermark, |_| true);
+                deduplicate.keep_changes();
+                prop_assert_eq!(deduplicate.len(), naive.seen.len());
+            }
         }
     }
 }

@@ -78,6 +78,25 @@ impl Key {
         self.members.distinct(at.longest_pane())
     }
 
+    /// Adds what was written down: what some orders were together, in all windows or in one, and a member that occurred.
+    pub fn take_up(
+        &mut self,
+        window: Option<usize>,
+        orders: Totals,
+        member: Option<&str>,
+        at: &Locator,
+        reachable: &Reachable,
+        windows: &WindowSet,
+    ) {
+        self.newest = self.newest.max(at.pane());
+        if orders.orders > 0 {
+            self.sums.take_up(window, at, orders, reachable, windows);
+        }
+        if let Some(member) = member {
+            self.members.insert(member, at.longest_pane(), reachable);
+        }
+    }
+
     fn heap_bytes(&self) -> usize {
         self.sums.heap_bytes() + self.members.heap_bytes()
     }
@@ -127,6 +146,27 @@ impl Keyed {
             }
         }));
         self.keys += keys.len() - known;
+    }
+
+    /// Keys of a group.
+    pub fn group_len(&self, group: KeyGroup) -> usize {
+        self.groups[group.0 as usize].keys.len()
+    }
+
+    /// Shows what a group's keys are made of: the key; the window (`None`: all of them), its pane (the base pane for all), and what was in it; and for
+    /// each member its panes of the longest window.
+    pub fn each<'a>(
+        &'a self,
+        group: KeyGroup,
+        mut totals: impl FnMut(&'a str, Option<usize>, i64, Totals),
+        mut member: impl FnMut(&'a str, &str, i64),
+    ) {
+        let Group { keys, .. } = &self.groups[group.0 as usize];
+        for at in 0..keys.len() {
+            let key = &keys[at];
+            key.sums.each(|window, pane, sum| totals(&key.id, window, pane, sum));
+            key.members.each(|id, pane| member(&key.id, id, pane));
+        }
     }
 
     /// Changes a key that was looked up.

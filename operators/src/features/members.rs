@@ -114,6 +114,18 @@ impl Members {
         }
     }
 
+    /// Shows each member with each pane in which it occurs.
+    pub fn each(&self, mut show: impl FnMut(&str, i64)) {
+        match self {
+            Members::Few(few) => few.iter().for_each(|(member, pane)| show(member, *pane)),
+            Members::Many(index) => {
+                for member in &index.members {
+                    member.panes.each(|pane, ()| show(&member.id, pane));
+                }
+            }
+        }
+    }
+
     /// Drops what no window can see any more. Returns how many members were looked at.
     pub fn forget(&mut self, reachable: &Reachable) -> usize {
         match self {

@@ -121,6 +121,14 @@ impl<V, const N: usize> PaneMap<V, N> {
         }
     }
 
+    /// Shows all panes, rising.
+    pub fn each(&self, mut show: impl FnMut(i64, &V)) {
+        match self {
+            PaneMap::List(list) => list.iter().for_each(|(pane, value)| show(*pane, value)),
+            PaneMap::Tree(tree) => tree.iter().for_each(|(pane, value)| show(*pane, value)),
+        }
+    }
+
     /// Drops the panes before `pane`.
     pub fn forget_before(&mut self, pane: i64) {
         match self {

@@ -98,6 +98,30 @@ impl Sums {
         }
     }
 
+    /// Shows what there is, to be taken up by [`take_up`](Sums::take_up): the window (`None`: all of them), the pane (of that window, or the base pane),
+    /// and what was in it.
+    pub fn each(&self, mut show: impl FnMut(Option<usize>, i64, Totals)) {
+        match self {
+            Sums::Few(few) => few.iter().for_each(|&(pane, totals)| show(None, pane, totals)),
+            Sums::Levels(levels) => {
+                for (window, level) in levels.iter().enumerate() {
+                    level.each(|pane, totals| show(Some(window), pane, *totals));
+                }
+            }
+        }
+    }
+
+    /// Adds what some orders were together, for all windows or for one.
+    pub fn take_up(&mut self, window: Option<usize>, at: &Locator, orders: Totals, reachable: &Reachable, windows: &WindowSet) {
+        let Some(window) = window else { return self.add(at, orders, reachable, windows) };
+        if let Sums::Few(few) = self {
+            *self = Sums::Levels(levels(few, windows));
+        }
+        if let Sums::Levels(levels) = self {
+            levels[window].at(at.views()[window].pane).add(orders);
+        }
+    }
+
     /// Asks for what an order will most likely touch.
     pub fn prefetch(&self) {
         if let Sums::Few(few) = self

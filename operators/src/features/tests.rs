@@ -4,10 +4,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::columns::i64s;
 use crate::epoch::Epoch;
+use crate::snapshot::{KeyedState, Written};
 use crate::test_orders::{Order, batch};
 
 fn info(epoch: u64, watermark_before: Micros, watermark: Micros) -> EpochInfo {
-    EpochInfo { epoch: Epoch(epoch), sealed_at: 0, watermark_before, watermark }
+    EpochInfo { epoch: Epoch(epoch), sealed_at: 0, watermark_before, watermark, checkpoint: false }
 }
 
 /// One epoch of `time customer card device ip amount` (`-` for none, `!` before what is not fresh), with windows of 20 and 40 µs. Shows
@@ -189,6 +190,8 @@ struct Case {
     horizon: Micros,
     start: Micros,
     epochs: Vec<(Vec<CaseRow>, i64)>,
+    /// A bit for each epoch behind which the state is written down and taken up.
+    restarts: u32,
 }
 
 fn case() -> impl Strategy<Value = Case> {
@@ -199,14 +202,16 @@ fn case() -> impl Strategy<Value = Case> {
         let offset = prop_oneof![8 => 0..ahead, 1 => -700..0_i64, 1 => 0..1500_i64];
         let row = (0..keys, 0..members, offset, prop::bool::weighted(0.9));
         let epochs = prop::collection::vec((prop::collection::vec(row, 0..40), 0..200_i64), 1..20);
-        epochs.prop_map(move |epochs| Case { widths: widths.clone(), horizon, start, epochs })
+        (epochs, any::<u32>()).prop_map(move |(epochs, restarts)| Case { widths: widths.clone(), horizon, start, epochs, restarts })
     })
 }
 
 fn check_case(case: Case) {
-    let Case { widths, horizon, start, epochs } = case;
+    let Case { widths, horizon, start, epochs, restarts } = case;
     let windows = WindowSet::new(&widths).unwrap();
     let mut features = Features::new(windows.clone(), horizon);
+    features.keep_changes();
+    let mut written = Written::default();
     let mut naive = Naive { widths, seen: Vec::new() };
     let mut watermark = NEVER;
     for (number, (rows, step)) in epochs.into_iter().enumerate() {
@@ -237,6 +242,12 @@ fn check_case(case: Case) {
             };
             let reply: Vec<_> = (feature_replies::VALUES..replies.num_columns()).map(|column| i64s(&replies, column)[row]).collect();
             assert_eq!(reply, expected, "epoch {}, row {row}: {order:?}", number + 1);
+        }
+        written.epoch(number as u64 + 1, &mut features);
+        if restarts & 1 << number != 0 {
+            features = Features::new(windows.clone(), horizon);
+            written.restore(&mut features, watermark, |_| true);
+            features.keep_changes();
         }
     }
     let live: std::collections::BTreeSet<_> = naive.seen.iter().map(|seen| &seen.0).collect();

@@ -1,5 +1,7 @@
 //! The orders' side of the reservation.
 
+mod state;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -255,6 +257,8 @@ pub struct Desk {
     len: usize,
     /// The group whose table is tended next.
     tended: usize,
+    /// Ids of orders whose reservations have changed since somebody asked, if anybody will.
+    changed: Option<Vec<CompactString>>,
     // -- of the epoch
     orders: Option<RecordBatch>,
     lifecycle: Option<RecordBatch>,
@@ -280,6 +284,7 @@ impl Desk {
             deadlines: BTreeMap::new(),
             len: 0,
             tended: 0,
+            changed: None,
             orders: None,
             lifecycle: None,
             open: Vec::new(),
@@ -416,6 +421,9 @@ impl Desk {
             (LifecycleKind::Shipped, _) => (RequestKind::Ship, ReservationStatus::Gone),
         };
         reservation.status = status;
+        if let Some(changed) = &mut self.changed {
+            changed.push(reservation.order_id.clone());
+        }
         let open = reservation.open;
         let first = if open == NONE {
             NONE
@@ -533,7 +541,12 @@ impl Desk {
             if !granted || reservation.status == ReservationStatus::Gone {
                 group.remove(order.slot);
                 self.len -= 1;
-            } else if reservation.status == ReservationStatus::Held {
+                continue;
+            }
+            if let Some(changed) = &mut self.changed {
+                changed.push(reservation.order_id.clone());
+            }
+            if reservation.status == ReservationStatus::Held {
                 let bucket = reservation.event_time.div_euclid(DEADLINE_BUCKET);
                 self.deadlines.entry(bucket).or_default().push((order.group, order.slot, reservation.event_time));
             }
@@ -586,6 +599,9 @@ impl Desk {
             for (ordinal, line) in (before..).zip(&reservation.lines) {
                 let sku = &self.names.names[line.sku as usize];
                 requests.push(RequestKind::Expire, order, sku, line.quantity, ordinal, self.worker, NONE, 0);
+            }
+            if let Some(changed) = &mut self.changed {
+                changed.push(reservation.order_id.clone());
             }
             group.slots[slot as usize].status = ReservationStatus::Gone;
             true

@@ -1,5 +1,7 @@
 //! The SKUs' side of the reservation.
 
+mod state;
+
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, UInt32Array};
@@ -119,6 +121,14 @@ struct Sku {
     demand: i64,
     may_fall: bool,
     contended: u32,
+    /// Whether it is listed as changed.
+    is_changed: bool,
+}
+
+impl Sku {
+    fn new(name: &str) -> Sku {
+        Sku { name: name.into(), units: Units::default(), demand: 0, may_fall: false, contended: NONE, is_changed: false }
+    }
 }
 
 /// What an epoch did to the stock.
@@ -149,6 +159,8 @@ pub struct Stock {
     /// By key group: from the hash of a name to its position in `skus`.
     tables: Vec<HashTable<u32>>,
     skus: Vec<Sku>,
+    /// SKUs whose units have changed since somebody asked, if anybody will.
+    changed: Option<Vec<u32>>,
     // -- of the epoch
     entries: Vec<Entry>,
     contended: Vec<Vec<u32>>,
@@ -165,6 +177,7 @@ impl Stock {
             worker: worker as u32,
             tables: (0..KEY_GROUPS).map(|_| HashTable::new()).collect(),
             skus: Vec::new(),
+            changed: None,
             entries: Vec::new(),
             contended: Vec::new(),
             requests: None,
@@ -193,7 +206,7 @@ impl Stock {
             return at;
         }
         let at = skus.len() as u32;
-        skus.push(Sku { name: name.into(), units: Units::default(), demand: 0, may_fall: false, contended: NONE });
+        skus.push(Sku::new(name));
         table.insert_unique(hashed, at, |&at| hash(skus[at as usize].name.as_bytes()));
         at
     }
@@ -417,12 +430,18 @@ impl Stock {
                 entries[at].state = entries[depends_on as usize].state;
             }
             let state = entries[at].state;
+            let number = sku;
             let sku = &mut self.skus[sku as usize];
             (sku.demand, sku.may_fall, sku.contended) = (0, false, NONE);
             match state {
                 State::Open => unreachable!("every order of an epoch is decided before the epoch is over"),
                 State::Refused => continue,
                 State::Granted => sku.units.apply(change, quantity),
+            }
+            if let Some(changed) = &mut self.changed
+                && !std::mem::replace(&mut sku.is_changed, true)
+            {
+                changed.push(number);
             }
             match change {
                 Change::Request(kind) => events.push(0, row, kind, sku.units),
@@ -440,9 +459,14 @@ impl Stock {
         for row in 0..expiries.as_ref().map_or(0, |b| b.num_rows()) {
             let batch = expiries.as_ref().expect("it has rows");
             let sku = self.find(text(batch, request::SKU).value(row));
-            let units = &mut self.skus[sku as usize].units;
+            let Sku { units, is_changed, .. } = &mut self.skus[sku as usize];
             units.apply(Change::Request(RequestKind::Expire), i64s(batch, request::QUANTITY)[row]);
             events.push(1, row as u32, RequestKind::Expire, *units);
+            if let Some(changed) = &mut self.changed
+                && !std::mem::replace(is_changed, true)
+            {
+                changed.push(sku);
+            }
         }
         Settled {
             events: events.finish(requests.as_ref(), expiries.as_ref()),

@@ -17,8 +17,10 @@ use crate::dataflow::{concat, in_order};
 use crate::epoch::{Epoch, EpochInfo, Place};
 use crate::exchange::owner_of;
 use crate::features::WindowSet;
+use crate::keys::group_owner;
 use crate::rows::{lifecycle, movements, orders};
 use crate::score::Thresholds;
+use crate::snapshot::{KeyedState, Written};
 
 #[derive(Clone, Debug)]
 enum Row {
@@ -237,8 +239,11 @@ fn route(batch: &RecordBatch, peers: usize, to: impl Fn(usize) -> usize) -> Vec<
 }
 
 struct System {
+    settings: ReserveSettings,
     desks: Vec<Desk>,
     stocks: Vec<Stock>,
+    /// Of all desks, and of all stocks.
+    written: [Written; 2],
     random: u64,
     rounds_max: usize,
 }
@@ -251,12 +256,36 @@ impl System {
             model: "m/1".into(),
             windows: WindowSet::default(),
         };
-        System {
-            desks: (0..peers).map(|w| Desk::new(w, settings.clone())).collect(),
-            stocks: (0..peers).map(Stock::new).collect(),
-            random: seed | 1,
-            rounds_max: 0,
+        let mut system = System { settings, desks: vec![], stocks: vec![], written: Default::default(), random: seed | 1, rounds_max: 0 };
+        system.restart(peers, i64::MIN);
+        system
+    }
+
+    /// Goes on from what was written down, with other workers.
+    fn restart(&mut self, peers: usize, watermark: i64) {
+        self.desks = (0..peers).map(|w| Desk::new(w, self.settings.clone())).collect();
+        self.stocks = (0..peers).map(Stock::new).collect();
+        for w in 0..peers {
+            let mine = |group| group_owner(group, peers) == w;
+            let states: [&mut dyn KeyedState; 2] = [&mut self.desks[w], &mut self.stocks[w]];
+            for (state, written) in states.into_iter().zip(&self.written) {
+                written.restore(state, watermark, mine);
+                state.keep_changes();
+            }
         }
+    }
+
+    /// Writes down what an epoch changed.
+    fn write_down(&mut self, epoch: u64) {
+        for desk in &mut self.desks {
+            self.written[0].changes(epoch, desk);
+        }
+        for stock in &mut self.stocks {
+            self.written[1].changes(epoch, stock);
+        }
+        let peers = self.desks.len();
+        self.written[0].bases(epoch, |group| &self.desks[group_owner(group, peers)]);
+        self.written[1].bases(epoch, |group| &self.stocks[group_owner(group, peers)]);
     }
 
     fn pick(&mut self, n: usize) -> usize {
@@ -323,7 +352,7 @@ impl System {
             }
         }
         self.rounds_max = self.rounds_max.max(delivered);
-        let info = EpochInfo { epoch: Epoch(number), sealed_at: 0, watermark_before: i64::MIN, watermark };
+        let info = EpochInfo { epoch: Epoch(number), sealed_at: 0, watermark_before: i64::MIN, watermark, checkpoint: false };
         let (mut decisions, mut lines, mut events, mut moved) = (vec![], vec![], vec![], vec![]);
         for desk in &mut self.desks {
             assert!(desk.is_complete());
@@ -426,7 +455,13 @@ proptest! {
 
     /// Law 3: every stream equals that of the serial walk, for any number of workers and any order of messages.
     #[test]
-    fn equals_the_serial_walk(epochs in epochs(), peers in 1usize..4, seed in any::<u64>(), hold in 0i64..40) {
+    fn equals_the_serial_walk(
+        epochs in epochs(),
+        peers in 1usize..4,
+        seed in any::<u64>(),
+        hold in 0i64..40,
+        restarts in prop::collection::vec(prop::option::of(1usize..4), 6),
+    ) {
         let mut serial = Serial::default();
         let mut system = System::new(peers, hold, seed);
         for (e, rows) in epochs.into_iter().enumerate() {
@@ -435,6 +470,10 @@ proptest! {
             let expected = sorted(serial.epoch(&rows, watermark, hold));
             let found = sorted(system.epoch(e as u64 + 1, &rows, watermark));
             prop_assert_eq!(found, expected, "epoch {}: {:?}", e + 1, rows);
+            system.write_down(e as u64 + 1);
+            if let Some(peers) = restarts[e] {
+                system.restart(peers, watermark);
+            }
         }
     }
 }

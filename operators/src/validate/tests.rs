@@ -6,7 +6,7 @@ use crate::epoch::{Epoch, NEVER, Place};
 const GOOD: &str = r#"{"type":"order_placed","order_id":"o","customer_id":"c","event_time":1000,"currency":"EUR","lines":[{"sku":"s","quantity":3,"unit_price":5}]}"#;
 
 fn info(watermark_before: Micros) -> EpochInfo {
-    EpochInfo { epoch: Epoch(1), sealed_at: 2_000_000, watermark_before, watermark: watermark_before }
+    EpochInfo { epoch: Epoch(1), sealed_at: 2_000_000, watermark_before, watermark: watermark_before, checkpoint: false }
 }
 
 fn decode(messages: &[String]) -> RecordBatch {
