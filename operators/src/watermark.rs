@@ -4,6 +4,8 @@
 //! never goes back. A split is idle when it had no row in any epoch sealed within `idle` before this epoch's sealing time.
 //! It is a function of the epochs' ranges, their sealing times and the rows: every worker computes the same.
 
+use serde::{Deserialize, Serialize};
+
 use crate::epoch::{Epoch, EpochInfo, Micros, NEVER};
 
 /// Settings of the watermark; microseconds.
@@ -26,26 +28,54 @@ pub struct SplitProgress {
     pub event_time_max: Option<Micros>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Seen {
-    event_time_max: Option<Micros>,
-    sealed_at_last: Micros,
+/// What a split has brought so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// The largest event time.
+    pub event_time_max: Option<Micros>,
+    /// When the last epoch was sealed in which it had a row.
+    pub sealed_at_last: Micros,
+}
+
+/// How far event time has come after an epoch, and what that rests on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatermarkState {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// `W(epoch)`.
+    pub watermark: Micros,
+    /// By split; none where there was never a row, and for splits that do not count.
+    pub splits: Vec<Option<Seen>>,
 }
 
 /// The watermark after the epochs so far.
 #[derive(Clone, Debug)]
 pub struct Watermark {
     settings: WatermarkSettings,
-    /// By split; `None` where there was never a row, and for splits that do not count.
-    splits: Vec<Option<Seen>>,
-    epoch: Epoch,
-    value: Micros,
+    state: WatermarkState,
+}
+
+impl Default for WatermarkState {
+    /// `W(0)` = −∞.
+    fn default() -> Self {
+        WatermarkState { epoch: Epoch(0), watermark: NEVER, splits: Vec::new() }
+    }
 }
 
 impl Watermark {
     /// `W(0)` = −∞.
     pub fn new(settings: WatermarkSettings) -> Self {
-        Watermark { settings, splits: Vec::new(), epoch: Epoch(0), value: NEVER }
+        Watermark { settings, state: WatermarkState::default() }
+    }
+
+    /// Goes on from an earlier state.
+    pub fn resume(settings: WatermarkSettings, state: WatermarkState) -> Self {
+        Watermark { settings, state }
+    }
+
+    /// What to go on from later.
+    pub fn state(&self) -> &WatermarkState {
+        &self.state
     }
 
     /// Takes the next epoch's progress in the splits that count (those of `orders`), and says what operators know of the epoch.
@@ -59,22 +89,22 @@ impl Watermark {
         checkpoint: bool,
         progress: impl IntoIterator<Item = SplitProgress>,
     ) -> EpochInfo {
-        assert_eq!(epoch, self.epoch.next(), "epochs come one after the other");
+        assert_eq!(epoch, self.state.epoch.next(), "epochs come one after the other");
         for p in progress {
             let at = p.split as usize;
-            if self.splits.len() <= at {
-                self.splits.resize(at + 1, None);
+            if self.state.splits.len() <= at {
+                self.state.splits.resize(at + 1, None);
             }
-            let seen = self.splits[at].get_or_insert(Seen { event_time_max: None, sealed_at_last: sealed_at });
+            let seen = self.state.splits[at].get_or_insert(Seen { event_time_max: None, sealed_at_last: sealed_at });
             seen.sealed_at_last = sealed_at;
             seen.event_time_max = seen.event_time_max.max(p.event_time_max);
         }
-        let active = self.splits.iter().flatten().filter(|s| sealed_at.saturating_sub(s.sealed_at_last) <= self.settings.idle);
+        let active = self.state.splits.iter().flatten().filter(|s| sealed_at.saturating_sub(s.sealed_at_last) <= self.settings.idle);
         let least = active.map(|s| s.event_time_max.map_or(NEVER, |t| t.saturating_sub(self.settings.delay))).min();
-        let watermark_before = self.value;
-        self.value = self.value.max(least.unwrap_or(NEVER));
-        self.epoch = epoch;
-        EpochInfo { epoch, sealed_at, watermark_before, watermark: self.value, checkpoint }
+        let watermark_before = self.state.watermark;
+        self.state.watermark = self.state.watermark.max(least.unwrap_or(NEVER));
+        self.state.epoch = epoch;
+        EpochInfo { epoch, sealed_at, watermark_before, watermark: self.state.watermark, checkpoint }
     }
 }
 

@@ -6,8 +6,8 @@
 /// Use it as `#[global_allocator]`.
 pub use mimalloc::MiMalloc;
 
-/// How long memory that was freed stays; milliseconds. mimalloc multiplies it by 10 for what it keeps in arenas.
-const PURGE_DELAY_MS: std::ffi::c_long = 1000;
+/// How long memory that was freed stays; milliseconds. Less is asked for again, and cleared, within the same few commits of the sinks.
+const PURGE_DELAY_MS: std::ffi::c_long = 10_000;
 /// `mi_option_purge_delay`, which the bindings do not name.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 

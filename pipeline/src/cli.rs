@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error. The exit status is 0 when all was done, 1 when something went
 //! wrong, with one message that starts with `error:`, and 2 when the command or the settings are wrong.
 
+mod checkpoint;
 mod demo;
 mod generate;
 mod job;
@@ -35,6 +36,9 @@ enum Command {
     Replay(job::ReplayArgs),
     Generate(generate::GenerateArgs),
     Epochs(EpochsArgs),
+    #[command(subcommand)]
+    Checkpoint(checkpoint::CheckpointCommand),
+    State(checkpoint::StateArgs),
     Report(report::ReportArgs),
     Demo(demo::DemoArgs),
     #[command(subcommand)]
@@ -118,6 +122,8 @@ fn execute(command: Command) -> Result<(), CliError> {
         Command::Replay(args) => job::replay(args),
         Command::Generate(args) => generate::generate(args),
         Command::Epochs(args) => epochs(&args),
+        Command::Checkpoint(command) => checkpoint::checkpoint(command),
+        Command::State(args) => checkpoint::state(&args),
         Command::Report(args) => report::report(&args),
         Command::Demo(args) => demo::demo(args),
         Command::Config(command) => settings::config(command),
@@ -188,7 +194,7 @@ mod tests {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "orderflow", &mut script);
             let script = String::from_utf8(script).expect("scripts are text");
-            for command in ["run", "replay", "generate", "epochs", "report", "demo", "config", "completions"] {
+            for command in ["run", "replay", "generate", "epochs", "checkpoint", "state", "report", "demo", "config", "completions"] {
                 assert!(script.contains(command), "{shell}: {command}");
             }
         }

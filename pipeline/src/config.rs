@@ -45,6 +45,8 @@ pub struct Config {
     pub reservation: ReservationConfig,
     /// Known currencies and their value: millionths of a minor unit of the reference currency for one minor unit.
     pub currencies: Currencies,
+    /// How long a recovery takes at most, and where it goes on from.
+    pub checkpoint: CheckpointConfig,
     /// Replays of fixture folders.
     pub replay: ReplayConfig,
     /// Where streams land.
@@ -413,6 +415,34 @@ pub struct DeltaConfig {
     pub retry_backoff_min: Interval,
     /// Longest wait between two tries.
     pub retry_backoff_max: Interval,
+}
+
+/// `[checkpoint]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Time between two checkpoints; 0: none.
+    pub interval: Interval,
+    /// Where they are kept: a folder, or a URL of an object store; empty: `checkpoints` in the job's folder.
+    pub url: String,
+    /// How many are kept.
+    pub keep: usize,
+    /// State that may wait to be written, for each operator of a worker.
+    pub buffer_bytes_max: ByteSize,
+    /// The object store's own options: keys, region, endpoint.
+    pub storage: Properties,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        CheckpointConfig {
+            interval: Interval::seconds(30),
+            url: String::new(),
+            keep: 3,
+            buffer_bytes_max: ByteSize::mib(64),
+            storage: Properties::default(),
+        }
+    }
 }
 
 const QUEUE_ROWS_MAX: u64 = 1_000_000;

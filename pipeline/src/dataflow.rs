@@ -23,19 +23,21 @@ use orderflow_operators::columns::append;
 use orderflow_operators::dataflow::{Batches, EpochOperator};
 use orderflow_operators::decoder::Topic;
 use orderflow_operators::deduplicate::{Deduplicate, DeduplicateMovements, DeduplicateSettings};
-use orderflow_operators::epoch::Epoch;
+use orderflow_operators::epoch::{Epoch, EpochInfo};
 use orderflow_operators::exchange::{by_text, by_worker};
 use orderflow_operators::features::{FeatureTable, Features, KeyKind, WindowSet};
-use orderflow_operators::reserve::{Observers, ReserveSettings, reserve, scored_schema};
+use orderflow_operators::reserve::{Desk, Observers, ReserveSettings, Stock, reserve, scored_schema};
 use orderflow_operators::rows::{feature_replies, feature_requests, movements, orders};
 use orderflow_operators::score::{Model, Thresholds};
+use orderflow_operators::snapshot::KeyedState;
 use orderflow_operators::streams::Stream;
 use orderflow_operators::validate::{Predicate, Validate, ValidateSettings};
-use orderflow_operators::watermark::WatermarkSettings;
+use orderflow_operators::watermark::{Watermark, WatermarkSettings};
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::{Concatenate, Probe};
 use timely::dataflow::{ProbeHandle, Scope};
 
+use crate::checkpoint::{Loader, Recorder, Writers};
 use crate::failure::Failure;
 use crate::metrics::Metrics;
 use crate::sink_hub::SinkHub;
@@ -86,6 +88,33 @@ pub struct Shared {
     pub metrics: Metrics,
     /// Where to say what went wrong.
     pub failure: Failure,
+    /// Where the state comes from and goes to.
+    pub states: States,
+    /// The first worker of this process.
+    pub first_worker: usize,
+}
+
+/// Where the operators' state comes from and goes to.
+#[derive(Clone, Default)]
+pub struct States {
+    /// The checkpoint to go on from.
+    pub loader: Option<Loader>,
+    /// Where checkpoints are written.
+    pub writers: Option<Writers>,
+}
+
+impl States {
+    /// Takes up an operator's state, and begins to record it.
+    fn attach(&self, operator: &str, scope: Scope<'_, u64>, state: &mut dyn KeyedState, failure: &Failure) -> Option<Recorder> {
+        if let Some(loader) = &self.loader
+            && let Err(error) = loader.restore(operator, scope.index(), scope.peers(), state)
+        {
+            failure.report(error);
+        }
+        let writers = self.writers.as_ref()?;
+        state.keep_changes();
+        Some(writers.recorder(operator, scope.index(), scope.peers()))
+    }
 }
 
 /// Builds the dataflow below `seals` on this worker. The probe says which epochs have left it.
@@ -99,7 +128,19 @@ pub fn build<'scope>(
     let metrics = &shared.metrics;
     let windows = &settings.windows;
     let source::Sources { orders, lifecycle, movements, malformed, progress } = source::source(scope, seals, readers, shared);
-    let clock = source::clock(scope, progress, settings.watermark, metrics.clone());
+    let states = &shared.states;
+    let watermark = match &states.loader {
+        Some(loader) => Watermark::resume(settings.watermark, loader.manifest().watermark.clone()),
+        None => Watermark::new(settings.watermark),
+    };
+    let is_first_here = shared.first_worker == scope.index();
+    let clock_recorder = states.writers.as_ref().filter(|_| is_first_here).map(Writers::clock);
+    let clock = source::clock(scope, progress, watermark, clock_recorder, metrics.clone());
+    let record = |recorder: &mut Option<Recorder>, info: &EpochInfo, state: &mut dyn KeyedState| {
+        if let Some(recorder) = recorder {
+            recorder.epoch(info, state);
+        }
+    };
 
     // -- one order at a time
     let mut validate = Validate::new(settings.validate.clone(), (settings.predicates)());
@@ -116,6 +157,7 @@ pub fn build<'scope>(
 
     // -- by order id, and from there by each key
     let mut deduplicate = Deduplicate::new(settings.deduplicate);
+    let mut recorder = states.attach("orders", scope, &mut deduplicate, &shared.failure);
     let worker = scope.index() as u32;
     let stage = Stage::new("deduplicate", scope.index(), metrics);
     let request = feature_requests::schema();
@@ -130,16 +172,19 @@ pub fn build<'scope>(
                     }
                     outputs[0].push(orders);
                 }
+                record(&mut recorder, info, &mut deduplicate);
                 stage.state(info.epoch, deduplicate.len(), deduplicate.bytes());
             }),
         );
     let replies = KINDS.map(|kind| kind.name()).into_iter().zip([by_customer, by_card, by_device, by_ip]).map(|(name, requests)| {
         let mut features = Features::new(windows.clone(), settings.deduplicate.horizon);
+        let mut recorder = states.attach(name, scope, &mut features, &shared.failure);
         let stage = Stage::new(name, scope.index(), metrics);
         let [replies] = EpochOperator::new(name, scope, clock.clone()).input(requests, by_text(feature_requests::KEY)).build(
             [&feature_replies::schema(windows.len())],
             Box::new(move |info, inputs, outputs| {
                 outputs[0].extend(features.on_epoch(info, inputs[0].take().as_ref()));
+                record(&mut recorder, info, &mut features);
                 stage.state(info.epoch, features.len(), features.bytes());
             }),
         );
@@ -167,6 +212,7 @@ pub fn build<'scope>(
 
     // -- the stock
     let mut deduplicate = DeduplicateMovements::new(settings.deduplicate);
+    let mut recorder = states.attach("movements", scope, &mut deduplicate, &shared.failure);
     let stage = Stage::new("deduplicate_movements", scope.index(), metrics);
     let [movements] =
         EpochOperator::new("deduplicate movements", scope, clock.clone()).input(movements, by_text(movements::MOVEMENT_ID)).build(
@@ -176,6 +222,7 @@ pub fn build<'scope>(
                     stage.rows(rows.num_rows());
                     outputs[0].push(rows);
                 }
+                record(&mut recorder, info, &mut deduplicate);
                 stage.state(info.epoch, deduplicate.len(), deduplicate.bytes());
             }),
         );
@@ -185,16 +232,23 @@ pub fn build<'scope>(
         model: settings.model.label().to_owned(),
         windows: windows.clone(),
     };
-    let (desk, stock) = (Stage::new("reservations", scope.index(), metrics), Stage::new("stock", scope.index(), metrics));
+    let (mut desk, mut stock) = (Desk::new(scope.index(), reserve_settings), Stock::new(scope.index()));
+    let mut desk_recorder = states.attach("reservations", scope, &mut desk, &shared.failure);
+    let mut stock_recorder = states.attach("stock", scope, &mut stock, &shared.failure);
+    let (desk_stage, stock_stage) = (Stage::new("reservations", scope.index(), metrics), Stage::new("stock", scope.index(), metrics));
     let counted = metrics.clone();
     let observers = Observers {
-        desk: Box::new(move |epoch, orders, rounds| {
+        desk: Box::new(move |info, desk, rounds| {
             counted.reservation_rounds(rounds);
-            desk.state(epoch, orders, orders * RESERVATION_BYTES);
+            record(&mut desk_recorder, info, desk);
+            desk_stage.state(info.epoch, desk.len(), desk.len() * RESERVATION_BYTES);
         }),
-        stock: Box::new(move |epoch, skus| stock.state(epoch, skus, skus * SKU_BYTES)),
+        stock: Box::new(move |info, stock| {
+            record(&mut stock_recorder, info, stock);
+            stock_stage.state(info.epoch, stock.len(), stock.len() * SKU_BYTES);
+        }),
     };
-    let reserved = reserve(scope, reserve_settings, clock.clone(), orders, lifecycle, movements, observers);
+    let reserved = reserve(scope, desk, stock, clock.clone(), orders, lifecycle, movements, observers);
 
     // -- out
     let outputs = Stream::ALL.map(|stream| {

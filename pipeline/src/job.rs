@@ -1,5 +1,6 @@
 //! A job from its start to its end: opens the log and the sinks, runs the workers, waits for the last commit.
 
+mod checkpoints;
 mod settings;
 mod sinks;
 
@@ -12,6 +13,7 @@ use chrono::{DateTime, Utc};
 use orderflow_operators::epoch::Epoch;
 use tokio::sync::watch;
 
+use crate::checkpoint::{CheckpointError, CheckpointStore, Resumed};
 use crate::config::{Config, ReplayClock};
 use crate::dataflow::Shared;
 use crate::epoch_log::{EpochLogError, EpochRecord, LocalLog, LogHeader, LogWriter};
@@ -37,6 +39,9 @@ pub enum JobError {
     /// A setting that only shows to be wrong when it is used.
     #[error("{0}")]
     Setting(String),
+    /// Checkpoints.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// A sink that cannot be written to.
     #[error("{0}")]
     Sink(String),
@@ -128,10 +133,25 @@ pub fn epochs(folder: &Path) -> Result<Vec<EpochRecord>, EpochLogError> {
     LocalLog::read(folder)
 }
 
+/// Where the checkpoints of the job in `folder` are.
+///
+/// # Errors
+/// If `checkpoint.url` or an option of it makes no sense.
+pub fn checkpoint_store(config: &Config, folder: &Path) -> Result<CheckpointStore, CheckpointError> {
+    checkpoints::store(config, folder)
+}
+
+/// What the operators are told by these settings.
+pub(crate) fn operator_settings(config: &Config) -> Result<crate::dataflow::Settings, JobError> {
+    settings::operators(config, false)
+}
+
 /// How soon the end of a part is noticed.
 const POLL: Duration = Duration::from_millis(20);
 /// How long workers may take to leave after a failure.
 const LEAVE: Duration = Duration::from_secs(2);
+/// How long a job that was asked to stop waits for its last checkpoint: without it, the next life plays some epochs more.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(30);
 /// How long processes of a job wait for each other at the start.
 const MEET: Duration = Duration::from_secs(60);
 
@@ -157,12 +177,13 @@ impl Job {
             settings: settings::meaning(config, &settings),
         };
 
+        let checkpoints = checkpoints::Checkpoints::open(config, &self.folder)?;
+
         // Process 0 keeps the log, and with it the right to run.
         let log = if process == 0 { Some(LocalLog::open(&self.folder, &header)?) } else { None };
         // Held until the last commit: a second job must not begin while this one's sinks are at work.
         let _lock = log.as_ref().map(|(log, _)| log.lock());
-        let tape = log.as_ref().map_or_else(Vec::new, |(_, tape)| tape.clone());
-        let replayed = tape.last().map_or(Epoch(0), |r| r.epoch);
+        let replayed = log.as_ref().and_then(|(_, tape)| tape.last()).map_or(Epoch(0), |r| r.epoch);
         let (durable, durable_seen) = watch::channel(replayed);
 
         // Sinks: what they committed is known before the first row moves.
@@ -175,7 +196,8 @@ impl Job {
             .map_err(|e| JobError::Start(e.to_string()))?;
         let hub = Arc::new(SinkHub::new(metrics.clone(), || Utc::now().timestamp_micros()));
         let mine = |stream: usize| (stream % peers) / workers == process;
-        let drivers = sinks::drivers(config, &settings, &hub, &metrics, &failure, durable_seen, mine)?;
+        let drivers = sinks::drivers(config, &settings, &hub, &metrics, &failure, durable_seen.clone(), mine)?;
+        let labels: Vec<String> = drivers.iter().map(|driver| driver.label.clone()).collect();
         let committed: Vec<watch::Receiver<Epoch>> = drivers.iter().map(|d| d.committed.subscribe()).collect();
         let stop = self.handles.stop.clone();
         let recovered = runtime.block_on(async {
@@ -197,16 +219,44 @@ impl Job {
         {
             return Err(JobError::Sink(message));
         }
+        let resumed = checkpoints.resume(&runtime, &header, &labels, process, processes)?;
+        if process == 0
+            && let Some(Resumed { manifest }) = &resumed
+            && manifest.epoch > replayed
+        {
+            return Err(JobError::Failed(format!(
+                "the checkpoint of epoch {} in {} is of this job, but its epoch log ends with epoch {}: it was lost; put back the folder with the log, or \
+                 choose another job.id and other tables for a job that begins anew",
+                manifest.epoch,
+                checkpoints.url(),
+                replayed.0
+            )));
+        }
         let tasks = sinks::start(&runtime, recovered);
+        let states = checkpoints::Start { process, processes, labels, header, committed: committed.clone(), durable: durable_seen };
+        let checkpoints::Running { states, trigger, mut task } =
+            checkpoints.start(config, &runtime, resumed, states, &metrics, &failure)?;
 
         let head = match log {
             None => None,
             Some((log, tape)) => {
+                let mut tape = tape;
+                let mut sealer = |starts: &[SplitStart]| match states.loader.as_ref().map(|loader| loader.manifest()) {
+                    Some(manifest) => {
+                        tape.retain(|record| record.epoch > manifest.epoch);
+                        Sealer::new(self.cut, config.epoch.rows_max, std::mem::take(&mut tape), starts).resume(
+                            manifest.epoch,
+                            manifest.sealed_at,
+                            &manifest.offsets,
+                        )
+                    }
+                    None => Sealer::new(self.cut, config.epoch.rows_max, std::mem::take(&mut tape), starts),
+                };
                 let failed = failure.clone();
                 let log = LogWriter::start(Box::new(log), durable.clone(), move |error| failed.report(error))
                     .map_err(|e| JobError::Start(e.to_string()))?;
                 Some(Head {
-                    sealer: Sealer::new(self.cut, config.epoch.rows_max, tape, &self.starts),
+                    sealer: sealer(&self.starts),
                     log,
                     clock: seal_clock(config, self.cut)?,
                     stop: self.handles.stop.clone(),
@@ -214,6 +264,11 @@ impl Job {
                     committed: committed.clone(),
                     rows_total: self.rows_total,
                     health: self.handles.health.clone(),
+                    checkpoints: trigger.clone().map(|trigger| crate::worker::Checkpoints {
+                        trigger,
+                        interval: config.checkpoint.interval.as_duration(),
+                        at_stop: self.live,
+                    }),
                 })
             }
         };
@@ -229,7 +284,8 @@ impl Job {
             clustered: processes > 1,
             sinks_through,
             stop: self.handles.stop.clone(),
-            shared: Shared { settings, hub: hub.clone(), metrics, failure: failure.clone() },
+            resumed: states.loader.as_ref().map_or(Epoch(0), |loader| loader.manifest().epoch),
+            shared: Shared { settings, hub: hub.clone(), metrics, failure: failure.clone(), states, first_worker: process * workers },
         });
         let done = match run_workers(plan, head, workers, self.cluster.clone(), &failure) {
             Ok(done) => done,
@@ -250,6 +306,13 @@ impl Job {
             let epoch = done.map_or(0, |d| d.last.0);
             (self.handles.progress)(Progress { rows_done, rows_total: self.rows_total, epoch, epoch_committed, draining: true });
             std::thread::sleep(POLL);
+        }
+        // The last checkpoint of a job that was asked to stop.
+        if let Some(task) = task.as_mut().filter(|_| self.live) {
+            let started = Instant::now();
+            while !task.is_finished() && !failure.is_set() && started.elapsed() < LAST_CHECKPOINT {
+                std::thread::sleep(POLL);
+            }
         }
         if let Some(message) = failure.message() {
             runtime.shutdown_background();

@@ -1,6 +1,7 @@
 //! The job: settings, command line, sources, epochs, dataflow and sinks put together.
 
 pub mod allocator;
+pub mod checkpoint;
 pub mod config;
 pub mod dataflow;
 pub mod epoch_log;
@@ -14,5 +15,6 @@ pub mod sealer;
 pub mod sink_driver;
 pub mod sink_hub;
 pub mod source;
+pub mod state_query;
 pub mod status;
 pub mod worker;

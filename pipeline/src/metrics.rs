@@ -60,6 +60,11 @@ struct Inner {
     sink_backlog: IntGaugeVec,
     sink_retries: IntCounterVec,
     sink_epoch: IntGaugeVec,
+    checkpoint_epoch: IntGauge,
+    checkpoint_written: IntCounter,
+    checkpoint_bytes: IntGauge,
+    checkpoint_time: Histogram,
+    checkpoint_failures: IntCounter,
     process_cpu: Gauge,
     process_memory: IntGauge,
 }
@@ -143,6 +148,15 @@ impl Metrics {
                 "Number of the last epoch that a sink committed",
                 &["sink", "stream"],
             ),
+            checkpoint_epoch: make.add(IntGauge::new("orderflow_checkpoint_epoch", "Epoch of the newest checkpoint")),
+            checkpoint_written: make.add(IntCounter::new("orderflow_checkpoint_written_bytes_total", "Bytes written for checkpoints")),
+            checkpoint_bytes: make.add(IntGauge::new("orderflow_checkpoint_bytes", "Bytes of all files of the newest checkpoint")),
+            checkpoint_time: make.histogram(
+                "orderflow_checkpoint_seconds",
+                "Time from the end of a checkpoint's epoch to its commit",
+                &COMMIT_BUCKETS_SECONDS,
+            ),
+            checkpoint_failures: make.add(IntCounter::new("orderflow_checkpoint_failures_total", "Steps of checkpoints that failed")),
             process_cpu: make.add(Gauge::new("orderflow_process_cpu_seconds", "CPU time of the process, user and system")),
             process_memory: make.add(IntGauge::new("orderflow_process_resident_bytes", "Resident memory of the process")),
             registry: make.0,
@@ -237,6 +251,19 @@ impl Metrics {
     /// A try of `sink` failed and is made again.
     pub fn sink_retry(&self, sink: &str, stream: &str) {
         self.0.sink_retries.with_label_values(&[sink, stream]).inc();
+    }
+
+    /// A checkpoint was made: bytes that were written for it, bytes of all its files, and the time from the end of its epoch.
+    pub fn checkpoint(&self, epoch: Epoch, written: u64, bytes: u64, time: Duration) {
+        self.0.checkpoint_epoch.set(epoch.0 as i64);
+        self.0.checkpoint_written.inc_by(written);
+        self.0.checkpoint_bytes.set(bytes as i64);
+        self.0.checkpoint_time.observe(time.as_secs_f64());
+    }
+
+    /// A step of a checkpoint failed, and is made again.
+    pub fn checkpoint_failed(&self) {
+        self.0.checkpoint_failures.inc();
     }
 
     /// Fields so far that no message type has.

@@ -156,6 +156,51 @@ impl Sealer {
         self.last
     }
 
+    /// Goes on behind an epoch whose outcome is known: `tape` has the epochs behind it.
+    pub fn resume(mut self, epoch: Epoch, sealed_at: i64, offsets: &[i64]) -> Self {
+        if self.last < epoch {
+            self.last = epoch;
+        }
+        self.sealed_at = self.sealed_at.max(sealed_at);
+        for (number, (split, &offset)) in self.splits.iter_mut().zip(offsets).enumerate() {
+            let is_in_tape = self.tape.iter().any(|record| record.ranges.contains_key(&(number as u32)));
+            if !is_in_tape {
+                split.position = offset;
+            }
+        }
+        self
+    }
+
+    /// Where the next new epoch begins in each split.
+    pub fn positions(&self) -> Vec<i64> {
+        self.splits.iter().map(|split| split.position).collect()
+    }
+
+    /// An epoch of what there is now, be it nothing, so that a checkpoint can be of the state at its end. Not while there is a tape.
+    pub fn last_one(&mut self, now_ms: i64, monotonic_ms: u64) -> EpochRecord {
+        let linger = std::mem::replace(&mut self.cut, Cut::Live { linger: Duration::ZERO });
+        let next = self.next(now_ms, monotonic_ms);
+        self.cut = linger;
+        match next {
+            Next::Sealed(record) | Next::Replayed(record) => record,
+            Next::After(_) | Next::Waiting | Next::Finished => {
+                self.last = self.last.next();
+                self.sealed_at = self.sealed_at.max(now_ms);
+                EpochRecord { epoch: self.last, sealed_at: self.sealed_at, ranges: BTreeMap::new() }
+            }
+        }
+    }
+
+    /// The first epoch that [`next`](Sealer::next) will give.
+    pub fn first(&self) -> Epoch {
+        self.tape.front().map_or(self.last.next(), |record| record.epoch)
+    }
+
+    /// Whether all epochs of the tape are out.
+    pub fn is_live(&self) -> bool {
+        self.tape.is_empty()
+    }
+
     /// Where each split is first read: at the start of the first range of the tape, or where new epochs start.
     pub fn first_offsets(&self) -> Vec<i64> {
         let mut first: Vec<i64> = self.splits.iter().map(|s| s.position).collect();

@@ -38,6 +38,8 @@ pub struct DriverSettings {
 
 /// A sink of a stream with what it needs to go on by itself.
 pub struct Driver {
+    /// Which sink, which stream, and where: what a checkpoint knows it by.
+    pub label: String,
     /// The sink.
     pub sink: Box<dyn Sink>,
     /// Its stream.

@@ -21,6 +21,7 @@ use timely::dataflow::{InputHandle, ProbeHandle};
 use timely::worker::Worker;
 use tokio::sync::watch;
 
+use crate::checkpoint::{Begun, Trigger};
 use crate::dataflow::{self, Readers, RemoteReport, SealInput, Shared, owner_of_split, seal_batch};
 use crate::epoch_log::{EpochRecord, LogWriter};
 use crate::job_plan::{Progress, ProgressFn, Stop};
@@ -42,6 +43,8 @@ pub struct WorkerPlan {
     pub clustered: bool,
     /// The last epoch that a sink of this process has committed, or began to commit.
     pub sinks_through: Epoch,
+    /// The epoch of the checkpoint that this process goes on from; 0: none.
+    pub resumed: Epoch,
     /// Asked between epochs.
     pub stop: Stop,
     /// What the operators need.
@@ -66,6 +69,18 @@ pub struct Head {
     pub rows_total: Option<u64>,
     /// Told when the epochs of earlier lives are all on their way again.
     pub health: Health,
+    /// Begins checkpoints.
+    pub(crate) checkpoints: Option<Checkpoints>,
+}
+
+/// When checkpoints are begun.
+pub(crate) struct Checkpoints {
+    /// Begins one.
+    pub trigger: Trigger,
+    /// Time between two.
+    pub interval: Duration,
+    /// Whether one is of the last epoch when the job is asked to stop.
+    pub at_stop: bool,
 }
 
 /// What worker 0 did.
@@ -79,11 +94,12 @@ pub struct HeadSummary {
     pub stopped: bool,
 }
 
-/// Where to read from, how far the log is durable, and with which epoch it ended at the start: (split, offset), ([`DURABLE`], epoch) or
-/// ([`LOG_END`], epoch).
+/// Where to read from, how far the log is durable, and, at the start, with which epoch it ended and of which epoch the checkpoint is that process 0 goes on
+/// from: (split, offset), ([`DURABLE`], epoch), ([`LOG_END`], epoch) or ([`RESUMED`], epoch).
 type ControlMessage = (u32, i64);
 const DURABLE: u32 = u32::MAX;
 const LOG_END: u32 = u32::MAX - 1;
+const RESUMED: u32 = u32::MAX - 2;
 
 /// In the place of a report's kind: somebody asked another process than the sealer's to stop.
 const STOP: u8 = u8::MAX;
@@ -160,6 +176,8 @@ struct Inbox {
     starts: Vec<(u32, i64)>,
     /// The last epoch of the log at the start.
     log_end: Option<Epoch>,
+    /// The epoch of process 0's checkpoint.
+    resumed: Option<Epoch>,
 }
 
 fn control_dataflow(worker: &mut Worker, durable: &watch::Sender<Epoch>) -> (Control, Rc<RefCell<Inbox>>) {
@@ -179,6 +197,8 @@ fn control_dataflow(worker: &mut Worker, durable: &watch::Sender<Epoch>) -> (Con
                         durable.send_modify(|epoch| *epoch = (*epoch).max(Epoch(value as u64)));
                     } else if what == LOG_END {
                         to.borrow_mut().log_end = Some(Epoch(value as u64));
+                    } else if what == RESUMED {
+                        to.borrow_mut().resumed = Some(Epoch(value as u64));
                     } else {
                         to.borrow_mut().starts.push((what, value));
                     }
@@ -222,9 +242,16 @@ struct Body<'a> {
 impl Body<'_> {
     /// Handles what came over the control dataflow, and tells the sealer what was read.
     fn step(&mut self, worker: &Worker, head: Option<&mut HeadState>) -> Result<(), crate::source::SourceError> {
-        let Inbox { reports, starts, log_end } = std::mem::take(&mut *self.inbox.borrow_mut());
+        let Inbox { reports, starts, log_end, resumed } = std::mem::take(&mut *self.inbox.borrow_mut());
         if let Some(message) = log_end.and_then(|end| crate::job::sinks_ahead(self.plan.sinks_through, end)) {
             self.plan.shared.failure.report(message);
+        }
+        if let Some(first) = resumed.filter(|first| *first != self.plan.resumed) {
+            let mine = self.plan.resumed;
+            self.plan.shared.failure.report(format!(
+                "process 0 goes on from the checkpoint of epoch {first}, this one from that of epoch {mine}: give all processes the same \
+                 checkpoint.url, and start them again"
+            ));
         }
         let splits = self.plan.source.splits().len();
         for (split, offset) in starts.into_iter().filter(|(split, _)| owner_of_split(*split, splits, worker.peers()) == worker.index()) {
@@ -282,6 +309,8 @@ struct HeadState {
     committed: Vec<watch::Receiver<Epoch>>,
     rows_total: Option<u64>,
     health: Health,
+    checkpoints: Option<Checkpoints>,
+    checkpoint_begun: Instant,
     recovered: bool,
     seals: Option<SealInput>,
     probe: ProbeHandle<u64>,
@@ -300,7 +329,8 @@ struct HeadState {
 
 impl HeadState {
     fn new(head: Head, seals: SealInput, probe: ProbeHandle<u64>, peers: usize) -> Self {
-        let Head { sealer, log, clock, stop, progress, committed, rows_total, health } = head;
+        let Head { sealer, log, clock, stop, progress, committed, rows_total, health, checkpoints } = head;
+        let next = sealer.first();
         HeadState {
             sealer,
             log: Some(log),
@@ -310,6 +340,8 @@ impl HeadState {
             committed,
             rows_total,
             health,
+            checkpoints,
+            checkpoint_begun: Instant::now(),
             recovered: false,
             seals: Some(seals),
             probe,
@@ -318,7 +350,7 @@ impl HeadState {
             progress_shown: Instant::now(),
             opened: false,
             durable_told: Epoch(0),
-            next: Epoch(1),
+            next,
             under_way: VecDeque::new(),
             rows_sealed: 0,
             rows_done: 0,
@@ -334,6 +366,7 @@ impl HeadState {
     fn step(&mut self, body: &mut Body<'_>) -> Duration {
         if !std::mem::replace(&mut self.opened, true) {
             body.tell_all((LOG_END, self.sealer.last().0 as i64));
+            body.tell_all((RESUMED, body.plan.resumed.0 as i64));
             for (split, offset) in self.sealer.first_offsets().into_iter().enumerate() {
                 body.tell_all((split as u32, offset));
             }
@@ -363,9 +396,16 @@ impl HeadState {
     }
 
     fn seal(&mut self, body: &mut Body<'_>) -> Duration {
-        while let Some(seals) = &mut self.seals {
+        while self.seals.is_some() {
             if self.stop.requested() {
                 self.stopped = true;
+                if let Some(checkpoints) =
+                    self.checkpoints.take().filter(|c| c.at_stop && self.sealer.is_live() && !c.trigger.is_under_way())
+                {
+                    // The next life then has nothing to play back.
+                    let record = self.sealer.last_one((self.clock)(self.next), self.started.elapsed().as_millis() as u64);
+                    self.send(body, record, true, Some(checkpoints.trigger));
+                }
                 self.finish(body);
                 break;
             }
@@ -388,19 +428,31 @@ impl HeadState {
                     break;
                 }
             };
-            self.rows_sealed += record.offsets();
-            self.under_way.push_back((record.epoch, self.rows_sealed));
-            self.next = record.epoch.next();
-            seals.advance_to(time_of(record.epoch));
-            seals.send_batch(&mut Batch::from(seal_batch(&record, body.plan.source.splits().len(), self.peers)));
-            // At once, so that the epoch can be over.
-            seals.advance_to(time_of(self.next));
-            if is_new {
-                body.plan.shared.metrics.epoch_sealed(record.epoch, record.offsets());
-                self.append(record);
-            }
+            let is_due = |c: &Checkpoints| is_new && self.checkpoint_begun.elapsed() >= c.interval && !c.trigger.is_under_way();
+            let trigger = self.checkpoints.as_ref().filter(|c| is_due(c)).map(|c| c.trigger.clone());
+            self.send(body, record, is_new, trigger);
         }
         PARK_MAX
+    }
+
+    /// Sends an epoch on its way; with a trigger, a checkpoint is of its end.
+    fn send(&mut self, body: &Body<'_>, record: EpochRecord, is_new: bool, checkpoint: Option<Trigger>) {
+        let Some(seals) = &mut self.seals else { return };
+        self.rows_sealed += record.offsets();
+        self.under_way.push_back((record.epoch, self.rows_sealed));
+        self.next = record.epoch.next();
+        if let Some(trigger) = &checkpoint {
+            self.checkpoint_begun = Instant::now();
+            trigger.begin(Begun { epoch: record.epoch, sealed_at: record.sealed_at, offsets: self.sealer.positions() });
+        }
+        seals.advance_to(time_of(record.epoch));
+        seals.send_batch(&mut Batch::from(seal_batch(&record, body.plan.source.splits().len(), self.peers, checkpoint.is_some())));
+        // At once, so that the epoch can be over.
+        seals.advance_to(time_of(self.next));
+        if is_new {
+            body.plan.shared.metrics.epoch_sealed(record.epoch, record.offsets());
+            self.append(record);
+        }
     }
 
     fn append(&self, record: EpochRecord) {

@@ -33,6 +33,8 @@ fn series() -> BTreeSet<String> {
     metrics.sink_committed("delta", "order_lines", epoch, time);
     metrics.sink_backlog("delta", "order_lines", 1);
     metrics.sink_retry("delta", "order_lines");
+    metrics.checkpoint(epoch, 1, 1, time);
+    metrics.checkpoint_failed();
     let text = metrics.render();
     let name = |line: &str| line.split(['{', ' ']).next().unwrap_or_default().to_owned();
     text.lines().filter(|line| !line.starts_with('#')).map(name).collect()

@@ -52,6 +52,11 @@ fn random_workers(random: &mut ChaCha8Rng) -> &'static str {
     ["1", "2", "4"][random.random_range(0..3)]
 }
 
+/// Also none at all: what there is already is taken up all the same.
+fn random_checkpoints(random: &mut ChaCha8Rng) -> &'static str {
+    ["checkpoint.interval=0", "checkpoint.interval=30 ms", "checkpoint.interval=150 ms"][random.random_range(0..3)]
+}
+
 #[test]
 fn killed_twenty_times() {
     /// Kills that must hit a running replay.
@@ -64,8 +69,9 @@ fn killed_twenty_times() {
         assert!(replays <= KILLS * 5, "replays end before they can be killed (seed {seed})");
         let out = tempfile::tempdir().unwrap();
         let command = |random: &mut ChaCha8Rng| {
-            let often = ["--set", "epoch.rows_max=100", "--set", "sinks.delta.commit_interval=20 ms", "--workers", random_workers(random)];
-            replay_command(input.path(), out.path(), &often)
+            let often = ["epoch.rows_max=100", "sinks.delta.commit_interval=20 ms", random_checkpoints(random)];
+            let more = [&often.map(|setting| ["--set", setting]).concat()[..], &["--workers", random_workers(random)]].concat();
+            replay_command(input.path(), out.path(), &more)
         };
         kills += killed_until_it_ends(command, KILLS - kills, &mut random);
         let expected = expected(input.path(), out.path(), &ReferenceSettings::default());
@@ -86,8 +92,9 @@ fn killed_with_both_sinks() {
         server => server.unwrap(),
     };
     let input = generated(seed, 20_000);
-    let replay = |out: &Path, database: &str, workers: &str| {
+    let replay = |out: &Path, database: &str, workers: &str, checkpoints: &str| {
         let settings = [
+            checkpoints.to_owned(),
             "epoch.rows_max=200".to_owned(),
             // The same sealing times, and so the same rows, every time.
             "replay.clock=fixed".into(),
@@ -101,7 +108,7 @@ fn killed_with_both_sinks() {
         replay_command(input.path(), out, &more)
     };
     let undisturbed = folder.path().join("undisturbed");
-    expect_success(replay(&undisturbed, "undisturbed", "2").spawn().unwrap());
+    expect_success(replay(&undisturbed, "undisturbed", "2", "checkpoint.interval=0").spawn().unwrap());
     let expected = expected(input.path(), &undisturbed, &ReferenceSettings::default());
 
     let (mut kills, mut replays) = (0, 0);
@@ -109,7 +116,11 @@ fn killed_with_both_sinks() {
         replays += 1;
         assert!(replays <= KILLS * 3, "replays end before they can be killed (seed {seed})");
         let (out, database) = (folder.path().join(format!("killed-{replays}")), format!("killed_{replays}"));
-        kills += killed_until_it_ends(|random| replay(&out, &database, random_workers(random)), KILLS - kills, &mut random);
+        kills += killed_until_it_ends(
+            |random| replay(&out, &database, random_workers(random), random_checkpoints(random)),
+            KILLS - kills,
+            &mut random,
+        );
         assert_equal(&tables(&out), &expected, &format!("killed, seed {seed}"));
         for stream in STREAMS {
             let rows = |sql: String| server.post(&sql).unwrap().trim().to_owned();

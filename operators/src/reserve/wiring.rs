@@ -11,7 +11,7 @@ use timely::dataflow::operators::{Capability, ConnectLoop, Feedback};
 use std::collections::BTreeMap;
 
 use super::messages::{decision, decision_schema, request, request_schema, verdict, verdict_schema};
-use super::{Desk, Finished, ReserveSettings, Settled, Stock};
+use super::{Desk, Finished, Settled, Stock};
 use crate::batch::{Batch, register_schema};
 use crate::dataflow::{Batches, Clock, Stash, concat, epoch_of, in_order, is_past, read_clock, round_of, stashing_input, time_of};
 use crate::epoch::{Epoch, EpochInfo};
@@ -35,16 +35,17 @@ pub struct Reserved<'scope> {
 
 /// Who is told after each epoch how it went.
 pub struct Observers {
-    /// Of the desk: reservations, and the rounds that it took until every order was decided.
-    pub desk: Box<dyn FnMut(Epoch, usize, u32)>,
-    /// Of the stock: SKUs.
-    pub stock: Box<dyn FnMut(Epoch, usize)>,
+    /// The desk, and the rounds that it took until every order was decided.
+    pub desk: Box<dyn FnMut(&EpochInfo, &mut Desk, u32)>,
+    /// The stock.
+    pub stock: Box<dyn FnMut(&EpochInfo, &mut Stock)>,
 }
 
 /// Decides the `scored` orders ([`super::scored_schema`], already on the worker of their order id) against the stock that `movements` (first-seen ones) make.
 pub fn reserve<'scope>(
     scope: Scope<'scope, u64>,
-    settings: ReserveSettings,
+    desk: Desk,
+    stock: Stock,
     clock: Batches<'scope>,
     scored: Batches<'scope>,
     lifecycle: Batches<'scope>,
@@ -52,11 +53,10 @@ pub fn reserve<'scope>(
     observers: Observers,
 ) -> Reserved<'scope> {
     let (handle, verdicts) = scope.feedback::<Batch>(1);
-    let desk = Desk::new(scope.index(), settings);
     let ([requests, decisions], [order_decisions, order_lines, ignored]) =
         desk_operator(scope, desk, clock.clone(), scored, lifecycle, verdicts, observers.desk);
     let (verdicts, [reservation_events, stock_movements]) =
-        stock_operator(scope, Stock::new(scope.index()), clock, movements, requests, decisions, observers.stock);
+        stock_operator(scope, stock, clock, movements, requests, decisions, observers.stock);
     verdicts.connect_loop(handle);
     Reserved { order_decisions, order_lines, reservation_events, ignored, stock_movements }
 }
@@ -115,7 +115,7 @@ fn desk_operator<'scope>(
     scored: Batches<'scope>,
     lifecycle: Batches<'scope>,
     verdicts: Batches<'scope>,
-    mut observer: Box<dyn FnMut(Epoch, usize, u32)>,
+    mut observer: Box<dyn FnMut(&EpochInfo, &mut Desk, u32)>,
 ) -> ([Batches<'scope>; 2], [Batches<'scope>; 3]) {
     const REQUESTS: usize = 0;
     const DECISIONS: usize = 1;
@@ -172,7 +172,7 @@ fn desk_operator<'scope>(
                     send(&mut decisions_out, &capabilities[1], decisions);
                     send(&mut lines_out, &capabilities[2], lines);
                     send(&mut ignored_out, &capabilities[3], ignored);
-                    observer(info.epoch, desk.len(), std::mem::take(&mut round) + 1);
+                    observer(&info, &mut desk, std::mem::take(&mut round) + 1);
                 }
             }
         }
@@ -187,7 +187,7 @@ fn stock_operator<'scope>(
     movements: Batches<'scope>,
     requests: Batches<'scope>,
     decisions: Batches<'scope>,
-    mut observer: Box<dyn FnMut(Epoch, usize)>,
+    mut observer: Box<dyn FnMut(&EpochInfo, &mut Stock)>,
 ) -> (Batches<'scope>, [Batches<'scope>; 2]) {
     const VERDICTS: usize = 0;
     let mut builder = OperatorBuilder::new("stock".to_owned(), scope);
@@ -204,7 +204,7 @@ fn stock_operator<'scope>(
     builder.build(move |capabilities| {
         drop(capabilities);
         let (mut received, mut asked, mut clock, mut told) = (Stash::new(), Stash::new(), Clock::new(), Answerable::new());
-        let mut current: Option<(Epoch, Vec<Capability<u64>>)> = None;
+        let mut current: Option<(EpochInfo, Vec<Capability<u64>>)> = None;
         move |frontiers| {
             movements(&mut received);
             requests(&mut asked);
@@ -220,9 +220,9 @@ fn stock_operator<'scope>(
                     // Given up at once: later verdicts answer decisions, at their times, and held on to it would keep the loop open.
                     let capability = capabilities.remove(VERDICTS);
                     send(&mut verdicts_out, &capability, verdicts);
-                    current = Some((info.epoch, capabilities));
+                    current = Some((info, capabilities));
                 }
-                let Some((epoch, _)) = current else { break };
+                let Some((EpochInfo { epoch, .. }, _)) = current else { break };
                 for (capability, batches) in take_epoch(&mut told, epoch) {
                     send(&mut verdicts_out, &capability, stock.decide(&batches));
                 }
@@ -235,11 +235,11 @@ fn stock_operator<'scope>(
                 if !frontiers.iter().all(|f| is_past(f, end - 1)) {
                     break;
                 }
-                if let Some((epoch, capabilities)) = current.take() {
+                if let Some((info, capabilities)) = current.take() {
                     let Settled { events, movements } = stock.settle();
                     send(&mut events_out, &capabilities[0], events);
                     send(&mut movements_out, &capabilities[1], movements);
-                    observer(epoch, stock.len());
+                    observer(&info, &mut stock);
                 }
             }
         }

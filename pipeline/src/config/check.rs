@@ -74,6 +74,18 @@ fn job(config: &Config, r: &mut Report) {
     r.range("epoch.bytes_max", config.epoch.bytes_max, sizes(512), "an epoch is held in memory as a whole");
     r.range("epoch.linger", config.epoch.linger, ZERO..=MINUTE, "it is added to the latency of a quiet job");
     r.range("epoch.in_flight", config.epoch.in_flight, 1..=1_024, "that many epochs are held in memory");
+    let checkpoint = &config.checkpoint;
+    r.range(
+        "checkpoint.interval",
+        checkpoint.interval,
+        ZERO..=DAY,
+        "a recovery plays the epochs behind the last checkpoint; 0 turns them off",
+    );
+    r.range("checkpoint.keep", checkpoint.keep, 1..=10_000, "an older one is taken where the newest is damaged");
+    r.range("checkpoint.buffer_bytes_max", checkpoint.buffer_bytes_max, sizes(65_536), "it is memory, for each operator of a worker");
+    if checkpoint.url.contains("://") {
+        url(r, "checkpoint.url", &checkpoint.url, &["file", "s3", "s3a", "gs", "az", "abfs", "abfss"]);
+    }
     r.range("watermark.delay", config.watermark.delay, ZERO..=DAY, "every timer waits for it");
     r.range("watermark.idle", config.watermark.idle, MS..=DAY, "a split without rows holds every timer back for so long");
     r.range("replay.step", config.replay.step, MS..=DAY, "sealing times have whole milliseconds and rise");

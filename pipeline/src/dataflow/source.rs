@@ -5,16 +5,16 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array, UInt64Array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use orderflow_operators::batch::{Batch, register_schema};
-use orderflow_operators::columns::{i64s, u32s, u64s};
+use orderflow_operators::columns::{bools, i64s, u32s, u64s};
 use orderflow_operators::dataflow::{Batches, clock_row, clock_schema, epoch_of, is_past};
 use orderflow_operators::decoder::{Decoded, Decoder, Topic};
-use orderflow_operators::epoch::{Micros, Place};
+use orderflow_operators::epoch::{EpochInfo, Micros, Place};
 use orderflow_operators::exchange::by_worker;
 use orderflow_operators::rows::{lifecycle, malformed, movements, orders};
-use orderflow_operators::watermark::{SplitProgress, Watermark, WatermarkSettings};
+use orderflow_operators::watermark::{SplitProgress, Watermark, WatermarkState};
 use timely::container::NoopBuilder;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
@@ -40,19 +40,22 @@ fn int(name: &str) -> Field {
     Field::new(name, DataType::Int64, false)
 }
 
-/// worker (uint32), sealed_at (int64, microseconds), split (uint32), start, end (int64)
+/// worker (uint32), sealed_at (int64, microseconds), split (uint32), start, end (int64), checkpoint (boolean)
 fn seal_schema() -> SchemaRef {
-    static SCHEMA: LazyLock<SchemaRef> =
-        LazyLock::new(|| Arc::new(Schema::new(vec![number("worker"), int("sealed_at"), number("split"), int("start"), int("end")])));
+    static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
+        let checkpoint = Field::new("checkpoint", DataType::Boolean, false);
+        Arc::new(Schema::new(vec![number("worker"), int("sealed_at"), number("split"), int("start"), int("end"), checkpoint]))
+    });
     SCHEMA.clone()
 }
 
-/// worker (uint32), sealed_at (int64, microseconds), split (uint32), rows (uint64), event_time_max (int64 or null, microseconds)
+/// worker (uint32), sealed_at (int64, microseconds), split (uint32), rows (uint64), event_time_max (int64 or null, microseconds), checkpoint (boolean)
 fn progress_schema() -> SchemaRef {
     static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         let event_time_max = Field::new("event_time_max", DataType::Int64, true);
         let rows = Field::new("rows", DataType::UInt64, false);
-        Arc::new(Schema::new(vec![number("worker"), int("sealed_at"), number("split"), rows, event_time_max]))
+        let checkpoint = Field::new("checkpoint", DataType::Boolean, false);
+        Arc::new(Schema::new(vec![number("worker"), int("sealed_at"), number("split"), rows, event_time_max, checkpoint]))
     });
     SCHEMA.clone()
 }
@@ -63,8 +66,9 @@ pub fn owner_of_split(split: u32, splits: usize, peers: usize) -> usize {
     split as usize * peers / splits.max(split as usize + 1)
 }
 
-/// What the source of each of `peers` workers is told of an epoch: that there is one, and its ranges of that worker's splits; of `splits` in all.
-pub fn seal_batch(record: &EpochRecord, splits: usize, peers: usize) -> RecordBatch {
+/// What the source of each of `peers` workers is told of an epoch: that there is one, its ranges of that worker's splits, of `splits` in all, and whether
+/// a checkpoint is of its end.
+pub fn seal_batch(record: &EpochRecord, splits: usize, peers: usize, checkpoint: bool) -> RecordBatch {
     let ranges = record.ranges.iter().map(|(&split, &(start, end))| (owner_of_split(split, splits, peers), split, start, end));
     let mut rows: Vec<(usize, u32, i64, i64)> = (0..peers).map(|worker| (worker, NO_SPLIT, 0, 0)).chain(ranges).collect();
     rows.sort_by_key(|&(worker, ..)| worker);
@@ -74,6 +78,7 @@ pub fn seal_batch(record: &EpochRecord, splits: usize, peers: usize) -> RecordBa
         Arc::new(UInt32Array::from_iter_values(rows.iter().map(|r| r.1))),
         Arc::new(Int64Array::from_iter_values(rows.iter().map(|r| r.2))),
         Arc::new(Int64Array::from_iter_values(rows.iter().map(|r| r.3))),
+        Arc::new(BooleanArray::from(vec![checkpoint; rows.len()])),
     ];
     RecordBatch::try_new(seal_schema(), columns).expect("the columns fit the schema of seals")
 }
@@ -93,6 +98,7 @@ struct Seal {
     capabilities: Vec<Capability<u64>>,
     sealed_at: Micros,
     ranges: Vec<(u32, i64, i64)>,
+    checkpoint: bool,
 }
 
 const OUTPUTS: usize = 5;
@@ -142,7 +148,7 @@ pub(super) fn source<'scope>(
                     Err(error) => return failure.report(error),
                 };
                 count(&metrics, &decoded, [&inventory_name, &orders_name]);
-                let progress = progress_rows(worker, peers, seal.sealed_at, &decoded.progress);
+                let progress = progress_rows(worker, peers, seal.sealed_at, seal.checkpoint, &decoded.progress);
                 let batches = [decoded.orders, decoded.lifecycle, decoded.movements, decoded.malformed, Some(progress)];
                 for ((output, capability), rows) in outputs.iter_mut().zip(&seal.capabilities).zip(batches) {
                     if let Some(rows) = rows {
@@ -160,7 +166,7 @@ pub(super) fn source<'scope>(
 fn read_seal(time: u64, capabilities: Vec<Capability<u64>>, rows: &RecordBatch) -> Seal {
     let (splits, starts, ends) = (u32s(rows, 2), i64s(rows, 3), i64s(rows, 4));
     let ranges = (0..rows.num_rows()).filter(|&r| splits[r] != NO_SPLIT).map(|r| (splits[r], starts[r], ends[r])).collect();
-    Seal { time, capabilities, sealed_at: i64s(rows, 1)[0], ranges }
+    Seal { time, capabilities, sealed_at: i64s(rows, 1)[0], ranges, checkpoint: bools(rows, 5).value(0) }
 }
 
 /// The rows of a seal's ranges; `None` while they are not all read.
@@ -201,7 +207,7 @@ fn count(metrics: &Metrics, decoded: &Decoded, [inventory, orders]: [&str; 2]) {
 }
 
 /// What every worker's clock is told of this worker's splits; this worker's own also that there is an epoch.
-fn progress_rows(worker: usize, peers: usize, sealed_at: Micros, progress: &[SplitProgress]) -> RecordBatch {
+fn progress_rows(worker: usize, peers: usize, sealed_at: Micros, checkpoint: bool, progress: &[SplitProgress]) -> RecordBatch {
     let all = (0..peers).flat_map(|to| progress.iter().map(move |p| (to, p.split, p.rows, p.event_time_max)));
     let rows: Vec<_> = [(worker, NO_SPLIT, 0, None)].into_iter().chain(all).collect();
     let columns: Vec<ArrayRef> = vec![
@@ -210,6 +216,7 @@ fn progress_rows(worker: usize, peers: usize, sealed_at: Micros, progress: &[Spl
         Arc::new(UInt32Array::from_iter_values(rows.iter().map(|r| r.1))),
         Arc::new(UInt64Array::from_iter_values(rows.iter().map(|r| r.2))),
         Arc::new(Int64Array::from_iter(rows.iter().map(|r| r.3))),
+        Arc::new(BooleanArray::from(vec![checkpoint; rows.len()])),
     ];
     RecordBatch::try_new(progress_schema(), columns).expect("the columns fit the schema of progress")
 }
@@ -218,7 +225,8 @@ fn progress_rows(worker: usize, peers: usize, sealed_at: Micros, progress: &[Spl
 pub(super) fn clock<'scope>(
     scope: Scope<'scope, u64>,
     progress: Batches<'scope>,
-    settings: WatermarkSettings,
+    mut watermark: Watermark,
+    mut recorder: Option<impl FnMut(&EpochInfo, &WatermarkState) + 'static>,
     metrics: Metrics,
 ) -> Batches<'scope> {
     let mut builder = OperatorBuilder::new("clock".to_owned(), scope);
@@ -228,7 +236,6 @@ pub(super) fn clock<'scope>(
     let mut output = OutputBuilder::<u64, NoopBuilder<Batch>>::from(output);
     builder.build(move |capabilities| {
         drop(capabilities);
-        let mut watermark = Watermark::new(settings);
         let mut stash: std::collections::BTreeMap<u64, (Capability<u64>, Vec<RecordBatch>)> = Default::default();
         move |frontiers| {
             input.for_each(|cap, data| {
@@ -238,8 +245,12 @@ pub(super) fn clock<'scope>(
             });
             while let Some(first) = stash.first_entry().filter(|e| is_past(&frontiers[0], *e.key())) {
                 let (time, (capability, batches)) = first.remove_entry();
-                let info = watermark.advance(epoch_of(time), i64s(&batches[0], 1)[0], batches.iter().flat_map(read_progress));
+                let (sealed_at, checkpoint) = (i64s(&batches[0], 1)[0], bools(&batches[0], 5).value(0));
+                let info = watermark.advance(epoch_of(time), sealed_at, checkpoint, batches.iter().flat_map(read_progress));
                 metrics.watermark(info.watermark);
+                if let Some(recorder) = &mut recorder {
+                    recorder(&info, watermark.state());
+                }
                 output.activate().session_with_builder(&capability).give_container(&mut Batch::from(clock_row(&info)));
             }
         }
@@ -263,7 +274,7 @@ mod tests {
     #[test]
     fn a_seal_reaches_every_worker_with_its_ranges() {
         let record = EpochRecord { epoch: Epoch(3), sealed_at: 7, ranges: [(0, (1, 2)), (1, (3, 4)), (2, (5, 6))].into() };
-        let rows = seal_batch(&record, 3, 2);
+        let rows = seal_batch(&record, 3, 2, false);
         assert_eq!(u32s(&rows, 0), [0, 0, 0, 1, 1]);
         assert_eq!(u32s(&rows, 2), [NO_SPLIT, 0, 1, NO_SPLIT, 2]);
         assert_eq!(i64s(&rows, 1)[0], 7000);
@@ -283,7 +294,7 @@ mod tests {
     fn progress_survives_its_way() {
         let progress =
             [SplitProgress { split: 4, rows: 2, event_time_max: Some(-5) }, SplitProgress { split: 6, rows: 1, event_time_max: None }];
-        let rows = progress_rows(1, 1, 9, &progress);
+        let rows = progress_rows(1, 1, 9, false, &progress);
         assert_eq!(read_progress(&rows), progress);
     }
 }

@@ -32,8 +32,9 @@ pub(super) fn drivers(
     mine: impl Fn(usize) -> bool,
 ) -> Result<Vec<Driver>, JobError> {
     let mut drivers = Vec::new();
-    let mut add = |stream: Stream, sink: Box<dyn Sink>, interval: Interval, rows_max: u64, delivery: DeliveryConfig| {
+    let mut add = |stream: Stream, sink: Box<dyn Sink>, place: &str, interval: Interval, rows_max: u64, delivery: DeliveryConfig| {
         drivers.push(Driver {
+            label: format!("{} {} in {place}", sink.name(), stream.name()),
             sink,
             stream,
             settings: DriverSettings {
@@ -57,11 +58,14 @@ pub(super) fn drivers(
         if sinks.delta.enabled {
             let sink =
                 DeltaSink::new(&config.job.id, stream.name(), schema.clone(), delta(config)?).map_err(|e| JobError::Sink(e.to_string()))?;
-            add(stream, Box::new(sink), sinks.delta.commit_interval, sinks.delta.commit_rows_max, sinks.delta.delivery());
+            let (interval, rows_max) = (sinks.delta.commit_interval, sinks.delta.commit_rows_max);
+            add(stream, Box::new(sink), &sinks.delta.url, interval, rows_max, sinks.delta.delivery());
         }
         if sinks.clickhouse.enabled {
             let sink = ClickHouseSink::new(stream, schema.clone(), clickhouse(config)).map_err(|e| JobError::Sink(e.to_string()))?;
-            add(stream, Box::new(sink), sinks.clickhouse.commit_interval, sinks.clickhouse.commit_rows_max, sinks.clickhouse.delivery());
+            let place = format!("{} {}", sinks.clickhouse.url, sinks.clickhouse.database);
+            let (interval, rows_max) = (sinks.clickhouse.commit_interval, sinks.clickhouse.commit_rows_max);
+            add(stream, Box::new(sink), &place, interval, rows_max, sinks.clickhouse.delivery());
         }
         let chosen = sinks.jsonl.streams.is_empty() || sinks.jsonl.streams.iter().any(|s| s == stream.name());
         if sinks.jsonl.enabled && chosen {
@@ -71,7 +75,7 @@ pub(super) fn drivers(
             };
             let sink = JsonLinesSink::new(stream.name(), schema, target);
             // For a look: at once.
-            add(stream, Box::new(sink), Interval::millis(100), u64::MAX, sinks.jsonl.delivery());
+            add(stream, Box::new(sink), &sinks.jsonl.path, Interval::millis(100), u64::MAX, sinks.jsonl.delivery());
         }
     }
     Ok(drivers)

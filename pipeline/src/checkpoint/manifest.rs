@@ -1,0 +1,175 @@
+//! What a checkpoint says of itself.
+
+use std::collections::BTreeMap;
+
+use orderflow_operators::epoch::Epoch;
+use orderflow_operators::keys::KEY_GROUPS;
+use orderflow_operators::watermark::WatermarkState;
+use serde::{Deserialize, Serialize};
+
+use crate::epoch_log::LogHeader;
+
+/// A checkpoint: the state at the end of an epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of the files' and this object's form.
+    pub format: u32,
+    /// The epoch.
+    pub epoch: Epoch,
+    /// When it was sealed: milliseconds since 1970.
+    pub sealed_at: i64,
+    /// When this was written: milliseconds since 1970.
+    pub created_at: i64,
+    /// The job, its splits, and the settings on which results depend.
+    pub header: LogHeader,
+    /// Where the next epoch begins in each split, by number.
+    pub offsets: Vec<i64>,
+    /// How far event time had come.
+    pub watermark: WatermarkState,
+    /// Which sinks have committed through the epoch.
+    pub sinks: Vec<String>,
+    /// By operator and key group, the newest base. A group that is not here began with nothing at epoch 0.
+    pub bases: BTreeMap<String, BTreeMap<u16, Base>>,
+    /// All files that belong to the state, by name.
+    pub files: BTreeMap<String, DataFile>,
+}
+
+/// A key group's base.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// At the end of which epoch.
+    pub epoch: Epoch,
+    /// In which file; none if there was nothing.
+    pub file: Option<String>,
+}
+
+/// What is in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileKind {
+    /// Whole key groups.
+    Bases,
+    /// What epochs changed.
+    Changes,
+}
+
+/// A file of an operator's state: an Arrow IPC stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataFile {
+    /// The operator.
+    pub operator: String,
+    /// What is in it.
+    pub kind: FileKind,
+    /// It has nothing of an earlier epoch.
+    pub first_epoch: Epoch,
+    /// It has nothing of a later epoch.
+    pub last_epoch: Epoch,
+    /// Rows.
+    pub rows: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// CRC-32 of the bytes.
+    pub crc32: u32,
+}
+
+/// What one process has written of a checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// New files.
+    pub files: BTreeMap<String, DataFile>,
+    /// New bases.
+    pub bases: BTreeMap<String, BTreeMap<u16, Base>>,
+    /// Its sinks, which have committed through the epoch.
+    pub sinks: Vec<String>,
+    /// Why the state is not whole, if it is not.
+    pub incomplete: Option<String>,
+}
+
+impl Manifest {
+    /// The form that this release writes.
+    pub const FORMAT: u32 = 1;
+
+    /// The state before the first epoch.
+    pub fn nothing(header: LogHeader) -> Manifest {
+        Manifest {
+            format: Manifest::FORMAT,
+            epoch: Epoch(0),
+            sealed_at: 0,
+            created_at: 0,
+            header,
+            offsets: Vec::new(),
+            watermark: WatermarkState::default(),
+            sinks: Vec::new(),
+            bases: BTreeMap::new(),
+            files: BTreeMap::new(),
+        }
+    }
+
+    /// The epoch of the oldest base of an operator's groups: changes up to it are in the bases.
+    pub fn oldest_base(&self, operator: &str) -> Epoch {
+        match self.bases.get(operator) {
+            Some(bases) if bases.len() == KEY_GROUPS => bases.values().map(|base| base.epoch).min().unwrap_or_default(),
+            _ => Epoch(0),
+        }
+    }
+
+    /// Adds what was written since, and leaves out what is no longer needed.
+    pub fn extend(&mut self, part: Part) {
+        self.files.extend(part.files);
+        for (operator, bases) in part.bases {
+            let known = self.bases.entry(operator).or_default();
+            for (group, base) in bases {
+                let newer = known.get(&group).is_none_or(|known| known.epoch <= base.epoch);
+                if newer {
+                    known.insert(group, base);
+                }
+            }
+        }
+        self.sinks.extend(part.sinks);
+        self.sinks.sort();
+        self.sinks.dedup();
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        let used: std::collections::BTreeSet<String> =
+            self.bases.values().flat_map(|bases| bases.values().filter_map(|base| base.file.clone())).collect();
+        let oldest: BTreeMap<String, Epoch> = self.bases.keys().map(|operator| (operator.clone(), self.oldest_base(operator))).collect();
+        self.files.retain(|name, file| match file.kind {
+            FileKind::Bases => used.contains(name),
+            FileKind::Changes => file.last_epoch > oldest.get(&file.operator).copied().unwrap_or_default(),
+        });
+    }
+
+    /// What is wrong with it, if anything is: for a manifest that was read.
+    pub fn fault(&self) -> Option<String> {
+        let missing = self.bases.values().flat_map(|bases| bases.values()).filter_map(|base| base.file.as_ref());
+        if let Some(file) = missing.into_iter().find(|file| !self.files.contains_key(*file)) {
+            return Some(format!("it needs {file}, which it does not list"));
+        }
+        if let Some((operator, group)) = self
+            .bases
+            .iter()
+            .find_map(|(operator, bases)| bases.keys().find(|&&group| usize::from(group) >= KEY_GROUPS).map(|group| (operator, group)))
+        {
+            return Some(format!("{operator} has a key group {group}"));
+        }
+        if let Some((name, _)) = self.files.iter().find(|(name, file)| !is_data_name(name) || file.last_epoch > self.epoch) {
+            return Some(format!("{name} is not a file of it"));
+        }
+        if self.offsets.len() != self.header.splits.len() || self.offsets.iter().any(|&offset| offset < 0) {
+            return Some("its offsets are not those of its splits".to_owned());
+        }
+        None
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.values().map(|file| file.bytes).sum()
+    }
+}
+
+/// Whether it is a plain name, so that a manifest cannot lead elsewhere.
+fn is_data_name(name: &str) -> bool {
+    name.ends_with(".arrow") && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) && !name.contains("..")
+}

@@ -1,0 +1,130 @@
+//! From the settings to checkpoints that are taken up and made.
+
+use std::path::Path;
+
+use orderflow_operators::epoch::Epoch;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::JobError;
+use crate::checkpoint::{
+    CheckpointError, CheckpointStore, Coordinator, CoordinatorSettings, Loader, Manifest, RecorderSettings, Resumed, Trigger, Writers,
+};
+use crate::config::Config;
+use crate::dataflow::States;
+use crate::epoch_log::LogHeader;
+use crate::failure::Failure;
+use crate::metrics::Metrics;
+
+/// A group is written whole again after so many checkpoints at the latest: that bounds the files of a checkpoint.
+const BASE_CHECKPOINTS_MAX: u64 = 32;
+
+/// The store of a job's checkpoints.
+///
+/// # Errors
+/// If `checkpoint.url` or an option of it makes no sense.
+pub(crate) fn store(config: &Config, folder: &Path) -> Result<CheckpointStore, CheckpointError> {
+    let checkpoint = &config.checkpoint;
+    let address = if checkpoint.url.is_empty() { folder.join("checkpoints").display().to_string() } else { checkpoint.url.clone() };
+    CheckpointStore::open(&address, &checkpoint.storage.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect())
+}
+
+/// A job's checkpoints before it runs.
+pub(super) struct Checkpoints {
+    store: CheckpointStore,
+}
+
+/// What is known when they start.
+pub(super) struct Start {
+    pub process: usize,
+    pub processes: usize,
+    /// This process's sinks.
+    pub labels: Vec<String>,
+    pub header: LogHeader,
+    /// How far each of them has committed.
+    pub committed: Vec<watch::Receiver<Epoch>>,
+    pub durable: watch::Receiver<Epoch>,
+}
+
+/// A job's checkpoints while it runs.
+pub(super) struct Running {
+    pub states: States,
+    pub trigger: Option<Trigger>,
+    /// Ends when there is nothing more to make a checkpoint of.
+    pub task: Option<JoinHandle<()>>,
+}
+
+impl Checkpoints {
+    pub fn open(config: &Config, folder: &Path) -> Result<Checkpoints, JobError> {
+        Ok(Checkpoints { store: store(config, folder)? })
+    }
+
+    pub fn url(&self) -> &str {
+        self.store.url()
+    }
+
+    /// The newest one from which all of `sinks` can go on.
+    pub fn resume(
+        &self,
+        runtime: &Runtime,
+        header: &LogHeader,
+        sinks: &[String],
+        process: usize,
+        processes: usize,
+    ) -> Result<Option<Resumed>, JobError> {
+        let usable = |manifest: &Manifest| match sinks.iter().find(|sink| !manifest.sinks.contains(sink)) {
+            Some(sink) => Err(format!("sink {sink} lacks what came before it")),
+            None => Ok(()),
+        };
+        if processes == 1 {
+            return Ok(runtime.block_on(Resumed::newest(&self.store, header, true, usable))?);
+        }
+        // All processes must take the same one, and each knows its own sinks only.
+        let resumed = runtime.block_on(Resumed::newest(&self.store, header, process == 0, |_| Ok(())))?;
+        if let Some(Err(why)) = resumed.as_ref().map(|resumed| usable(&resumed.manifest)) {
+            return Err(JobError::Sink(format!("{why}: start the job once as one process, which plays the epochs that it lacks")));
+        }
+        Ok(resumed)
+    }
+
+    pub fn start(
+        self,
+        config: &Config,
+        runtime: &Runtime,
+        resumed: Option<Resumed>,
+        start: Start,
+        metrics: &Metrics,
+        failure: &Failure,
+    ) -> Result<Running, JobError> {
+        let Start { process, processes, labels, header, committed, durable } = start;
+        let last = resumed.map(|resumed| resumed.manifest);
+        if let Some(manifest) = &last {
+            tracing::info!(epoch = manifest.epoch.0, bytes = manifest.bytes(), "going on from a checkpoint");
+        }
+        let loader = last.clone().map(|manifest| Loader::new(self.store.clone(), manifest, runtime.handle().clone()));
+        if config.checkpoint.interval.as_micros() == 0 {
+            return Ok(Running { states: States { loader, writers: None }, trigger: None, task: None });
+        }
+        let settings = RecorderSettings {
+            waiting_bytes_max: config.checkpoint.buffer_bytes_max.as_usize(),
+            base_checkpoints_max: BASE_CHECKPOINTS_MAX,
+        };
+        let last = last.unwrap_or_else(|| Manifest::nothing(header.clone()));
+        let (writers, finished) = Writers::new(runtime.handle().clone(), self.store.clone(), settings, last.epoch);
+        runtime.block_on(self.store.forget_life(process))?;
+        let coordinator = Coordinator {
+            settings: CoordinatorSettings { process, processes, keep: config.checkpoint.keep, sinks: labels, header },
+            store: self.store,
+            writers: writers.count(),
+            finished,
+            last,
+            committed,
+            durable,
+            metrics: metrics.clone(),
+            failure: failure.clone(),
+        };
+        let (trigger, task) = coordinator.start(runtime.handle());
+        Ok(Running { states: States { loader, writers: Some(writers) }, trigger: Some(trigger), task: Some(task) })
+    }
+}
