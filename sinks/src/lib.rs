@@ -11,6 +11,7 @@ use orderflow_operators::epoch::Epoch;
 
 pub mod clickhouse;
 pub mod delta;
+mod json;
 pub mod jsonl;
 pub mod store;
 
