@@ -355,6 +355,8 @@ pub struct SinksConfig {
     pub delta: DeltaConfig,
     /// ClickHouse tables.
     pub clickhouse: ClickHouseConfig,
+    /// Topics of Kafka or Redpanda.
+    pub kafka: KafkaSinkConfig,
     /// JSON lines, for a look.
     pub jsonl: JsonLinesConfig,
 }
@@ -385,7 +387,7 @@ macro_rules! delivery {
     )*};
 }
 
-delivery!(DeltaConfig, ClickHouseConfig, JsonLinesConfig);
+delivery!(DeltaConfig, ClickHouseConfig, KafkaSinkConfig, JsonLinesConfig);
 
 /// `[sinks.delta]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -504,6 +506,58 @@ impl Default for ClickHouseConfig {
             password: Secret::default(),
             commit_interval: Interval::millis(1000),
             commit_rows_max: 250_000,
+            queue_rows_max: QUEUE_ROWS_MAX,
+            retry_backoff_min: RETRY_BACKOFF_MIN,
+            retry_backoff_max: RETRY_BACKOFF_MAX,
+        }
+    }
+}
+
+/// `[sinks.kafka]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KafkaSinkConfig {
+    /// Whether the job writes to it.
+    pub enabled: bool,
+    /// `host:port`, separated by commas; empty: those of `source.kafka`, with its TLS and SASL.
+    pub brokers: String,
+    /// A topic's name is this and the stream's name.
+    pub topic_prefix: String,
+    /// Partitions of a topic that the job makes.
+    pub partitions: u16,
+    /// Replicas of a topic that the job makes; 0: the cluster's own number.
+    pub replication_factor: u16,
+    /// Most bytes of a message; a longer row has its longest texts cut.
+    pub message_bytes_max: ByteSize,
+    /// Which streams; empty: all.
+    pub streams: Vec<String>,
+    /// Longest time from an epoch's end to its commit.
+    pub commit_interval: Interval,
+    /// Most rows of a stream in a transaction.
+    pub commit_rows_max: u64,
+    /// librdkafka's own settings, over the sink's tuning of them.
+    pub properties: Properties,
+    /// Rows that may wait.
+    pub queue_rows_max: u64,
+    /// Wait after a first failure.
+    pub retry_backoff_min: Interval,
+    /// Longest wait between two tries.
+    pub retry_backoff_max: Interval,
+}
+
+impl Default for KafkaSinkConfig {
+    fn default() -> Self {
+        KafkaSinkConfig {
+            enabled: false,
+            brokers: String::new(),
+            topic_prefix: "orderflow.".into(),
+            partitions: 4,
+            replication_factor: 0,
+            message_bytes_max: ByteSize::bytes(1_000_000),
+            streams: Vec::new(),
+            commit_interval: Interval::millis(50),
+            commit_rows_max: 50_000,
+            properties: Properties::default(),
             queue_rows_max: QUEUE_ROWS_MAX,
             retry_backoff_min: RETRY_BACKOFF_MIN,
             retry_backoff_max: RETRY_BACKOFF_MAX,

@@ -6,25 +6,17 @@
 //! replaced by a rename at each commit. What a crash left behind that length is cut off, so each epoch is in the file once.
 //!
 //! To standard output nothing can be taken back: after a restart epochs are printed again, after an error perhaps in part.
-//!
-//! # Values
-//!
-//! Times are RFC 3339, or microseconds since 1970 where the calendar ends; bytes are shown as text, with `\ufffd` for what is none.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType};
-use arrow::error::ArrowError;
-use arrow::json::writer::{LineDelimited, WriterBuilder};
+use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
-use chrono::{DateTime, SecondsFormat};
 use orderflow_operators::epoch::Epoch;
 use serde::{Deserialize, Serialize};
 
+use crate::json::lines;
 use crate::{EpochRows, Recovered, Sink, SinkError};
 
 /// Where the lines go.
@@ -190,38 +182,12 @@ fn print(lines: &[u8]) -> io::Result<()> {
     out.flush()
 }
 
-fn lines(rows: &RecordBatch) -> Result<Vec<u8>, ArrowError> {
-    let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(Vec::new());
-    writer.write(&readable(rows)?)?;
-    writer.finish()?;
-    Ok(writer.into_inner())
-}
-
-/// Bytes and times as text.
-fn readable(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
-    let columns = rows.schema_ref().fields().iter().zip(rows.columns()).map(|(field, column)| {
-        let texts: StringArray = match field.data_type() {
-            DataType::Binary => column.as_binary::<i32>().iter().map(|bytes| bytes.map(String::from_utf8_lossy)).collect(),
-            DataType::Timestamp(TimeUnit::Microsecond, _) => {
-                column.as_primitive::<TimestampMicrosecondType>().iter().map(|time| time.map(time_text)).collect()
-            }
-            _ => return (field.clone(), column.clone()),
-        };
-        let field = Field::new(field.name(), DataType::Utf8, field.is_nullable());
-        (Arc::new(field), Arc::new(texts) as ArrayRef)
-    });
-    let (fields, columns): (Vec<_>, Vec<_>) = columns.unzip();
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
-}
-
-fn time_text(micros: i64) -> String {
-    DateTime::from_timestamp_micros(micros).map_or_else(|| micros.to_string(), |t| t.to_rfc3339_opts(SecondsFormat::Micros, true))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow::array::{BinaryArray, Int64Array, TimestampMicrosecondArray};
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
     use expect_test::expect;
 
     fn rows(epoch: u64) -> EpochRows {

@@ -11,7 +11,9 @@ use orderflow_operators::epoch::Epoch;
 
 pub mod clickhouse;
 pub mod delta;
+mod json;
 pub mod jsonl;
+pub mod kafka;
 pub mod store;
 
 /// One stream's rows of one epoch, in canonical order, with the columns that readers see. There is at least one.

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use orderflow_operators::streams::Stream;
+use orderflow_sinks::kafka::{RESERVED_PROPERTIES, topic_name_is_valid};
 
 use super::{Config, Interval};
 
@@ -59,11 +60,7 @@ fn job(config: &Config, r: &mut Report) {
     let sizes = |mib_max| super::ByteSize::kib(1)..=super::ByteSize::mib(mib_max);
     r.range("source.message_bytes_max", source.message_bytes_max, sizes(256), "a longer message is malformed");
     r.range("source.buffer_bytes_max", source.buffer_bytes_max, sizes(1024), "it is memory, for each split");
-    for broker in source.kafka.brokers.split(',') {
-        if !is_host_and_port(broker.trim()) {
-            r.add("source.kafka.brokers", format!("has `{broker}`; write host:port, separated by commas"));
-        }
-    }
+    brokers(r, "source.kafka.brokers", &source.kafka.brokers);
     for key in ["bootstrap.servers", "group.id", "enable.auto.commit", "auto.offset.reset"] {
         if source.kafka.properties.0.contains_key(key) {
             let use_instead = if key == "bootstrap.servers" { "; use source.kafka.brokers" } else { "" };
@@ -167,9 +164,12 @@ fn divisible(r: &mut Report, key: &str, interval: Interval, parts: i64, why: &st
 
 fn sinks(config: &Config, r: &mut Report) {
     let sinks = &config.sinks;
-    for (name, delivery) in
-        [("delta", sinks.delta.delivery()), ("clickhouse", sinks.clickhouse.delivery()), ("jsonl", sinks.jsonl.delivery())]
-    {
+    for (name, delivery) in [
+        ("delta", sinks.delta.delivery()),
+        ("clickhouse", sinks.clickhouse.delivery()),
+        ("kafka", sinks.kafka.delivery()),
+        ("jsonl", sinks.jsonl.delivery()),
+    ] {
         let key = |setting: &str| format!("sinks.{name}.{setting}");
         r.range(&key("queue_rows_max"), delivery.queue_rows_max, 1_000..=100_000_000, "rows that wait are memory, about 300 bytes each");
         r.range(&key("retry_backoff_min"), delivery.retry_backoff_min, MS..=MINUTE, "a server that is down should not be hammered");
@@ -205,14 +205,61 @@ fn sinks(config: &Config, r: &mut Report) {
         "a larger insert is split into parts that do not deduplicate as one",
     );
 
-    for stream in &sinks.jsonl.streams {
-        if !Stream::ALL.iter().any(|known| known.name() == stream) {
-            let known: Vec<_> = Stream::ALL.iter().map(|s| s.name()).collect();
-            r.add("sinks.jsonl.streams", format!("has `{stream}`; streams are {}", known.join(", ")));
-        }
-    }
+    kafka(config, r);
+
+    streams(r, "sinks.jsonl.streams", &sinks.jsonl.streams);
     if sinks.jsonl.path.is_empty() {
         r.add("sinks.jsonl.path", "is empty; write a folder, or - for standard output");
+    }
+}
+
+fn kafka(config: &Config, r: &mut Report) {
+    let kafka = &config.sinks.kafka;
+    if !kafka.brokers.is_empty() {
+        brokers(r, "sinks.kafka.brokers", &kafka.brokers);
+    }
+    let prefix = &kafka.topic_prefix;
+    for stream in Stream::ALL {
+        let topic = format!("{prefix}{stream}");
+        if !topic_name_is_valid(&topic) {
+            r.add("sinks.kafka.topic_prefix", format!("is `{prefix}`; choose at most 200 of the characters A-Z a-z 0-9 _-."));
+            break;
+        }
+        if [&config.source.orders_topic, &config.source.inventory_topic].contains(&&topic) {
+            r.add("sinks.kafka.topic_prefix", format!("is `{prefix}`, which makes `{topic}`, a topic that the job reads; choose another"));
+        }
+    }
+    r.range("sinks.kafka.partitions", kafka.partitions, 1..=1_000, "each commit touches them all");
+    r.range("sinks.kafka.replication_factor", kafka.replication_factor, 0..=100, "0 takes what the cluster does by itself");
+    let sizes = super::ByteSize::kib(2)..=super::ByteSize::mib(64);
+    r.range("sinks.kafka.message_bytes_max", kafka.message_bytes_max, sizes, "it is memory, here and in the brokers");
+    r.range("sinks.kafka.commit_interval", kafka.commit_interval, ZERO..=MINUTE, "rows are visible after it");
+    r.range("sinks.kafka.commit_rows_max", kafka.commit_rows_max, 1..=1_000_000, "a transaction must end before the coordinator ends it");
+    streams(r, "sinks.kafka.streams", &kafka.streams);
+    for key in RESERVED_PROPERTIES.into_iter().filter(|&key| kafka.properties.0.contains_key(key)) {
+        let use_instead = match key {
+            "bootstrap.servers" | "metadata.broker.list" => "; use sinks.kafka.brokers",
+            "message.max.bytes" => "; use sinks.kafka.message_bytes_max",
+            _ => "",
+        };
+        r.add("sinks.kafka.properties", format!("has `{key}`, which the sink sets itself, as exactly-once rests on it{use_instead}"));
+    }
+}
+
+fn brokers(r: &mut Report, key: &str, brokers: &str) {
+    for broker in brokers.split(',') {
+        if !is_host_and_port(broker.trim()) {
+            r.add(key, format!("has `{broker}`; write host:port, separated by commas"));
+        }
+    }
+}
+
+fn streams(r: &mut Report, key: &str, streams: &[String]) {
+    for stream in streams {
+        if !Stream::ALL.iter().any(|known| known.name() == stream) {
+            let known: Vec<_> = Stream::ALL.iter().map(|s| s.name()).collect();
+            r.add(key, format!("has `{stream}`; streams are {}", known.join(", ")));
+        }
     }
 }
 

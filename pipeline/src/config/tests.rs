@@ -159,6 +159,23 @@ fn wrong_values_say_what_to_do() {
         --set sinks.clickhouse.database: sinks.clickhouse.database is `default`, which is shared and not always atomic; name a database for the job"#]],
     );
     check(
+        "[sinks.kafka]\nbrokers = 'kafka'\ntopic_prefix = 'a b'\npartitions = 0\nstreams = ['orders']\n[sinks.kafka.properties]\nacks = 1\n",
+        &[],
+        expect![[r#"
+            orderflow.toml:2: sinks.kafka.brokers has `kafka`; write host:port, separated by commas
+            orderflow.toml:3: sinks.kafka.topic_prefix is `a b`; choose at most 200 of the characters A-Z a-z 0-9 _-.
+            orderflow.toml:4: sinks.kafka.partitions is 0; choose 1 to 1000: each commit touches them all
+            orderflow.toml:5: sinks.kafka.streams has `orders`; streams are order_decisions, order_lines, reservation_events, stock_movements, dead_letters
+            orderflow.toml:6: sinks.kafka.properties has `acks`, which the sink sets itself, as exactly-once rests on it"#]],
+    );
+    check(
+        "",
+        &["sinks.kafka.topic_prefix=order_", "source.orders_topic=order_order_lines"],
+        expect![
+            "--set sinks.kafka.topic_prefix: sinks.kafka.topic_prefix is `order_`, which makes `order_order_lines`, a topic that the job reads; choose another"
+        ],
+    );
+    check(
         "",
         &["sinks.delta.url=ftp://x", "sinks.delta.compression=zip"],
         expect![[r#"

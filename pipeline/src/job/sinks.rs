@@ -8,6 +8,7 @@ use orderflow_operators::streams::Stream;
 use orderflow_sinks::clickhouse::{ClickHouseSettings, ClickHouseSink};
 use orderflow_sinks::delta::{DeltaSettings, DeltaSink};
 use orderflow_sinks::jsonl::{JsonLinesSink, JsonLinesTarget};
+use orderflow_sinks::kafka::{KafkaSettings, KafkaSink};
 use orderflow_sinks::{Recovered, Sink};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -67,8 +68,12 @@ pub(super) fn drivers(
             let (interval, rows_max) = (sinks.clickhouse.commit_interval, sinks.clickhouse.commit_rows_max);
             add(stream, Box::new(sink), &place, interval, rows_max, sinks.clickhouse.delivery());
         }
-        let chosen = sinks.jsonl.streams.is_empty() || sinks.jsonl.streams.iter().any(|s| s == stream.name());
-        if sinks.jsonl.enabled && chosen {
+        let chosen = |streams: &[String]| streams.is_empty() || streams.iter().any(|s| s == stream.name());
+        if sinks.kafka.enabled && chosen(&sinks.kafka.streams) {
+            let sink = KafkaSink::new(stream, schema.clone(), kafka(config)).map_err(|e| JobError::Sink(e.to_string()))?;
+            add(stream, Box::new(sink), sinks.kafka.commit_interval, sinks.kafka.commit_rows_max, sinks.kafka.delivery());
+        }
+        if sinks.jsonl.enabled && chosen(&sinks.jsonl.streams) {
             let target = match sinks.jsonl.path.as_str() {
                 "-" => JsonLinesTarget::Stdout,
                 path => JsonLinesTarget::Folder(path.into()),
@@ -122,5 +127,26 @@ fn clickhouse(config: &Config) -> ClickHouseSettings {
         password: clickhouse.password.reveal().to_owned(),
         job: config.job.id.clone(),
         ..ClickHouseSettings::default()
+    }
+}
+
+fn kafka(config: &Config) -> KafkaSettings {
+    let kafka = &config.sinks.kafka;
+    let source = &config.source.kafka;
+    let own = kafka.properties.iter();
+    // The source's brokers are reached as the source reaches them; what else is tuned there is tuned for reading.
+    let access = |name: &str| ["security.", "sasl.", "ssl.", "enable.ssl.", "broker.address."].iter().any(|start| name.starts_with(start));
+    let (brokers, properties) = match kafka.brokers.as_str() {
+        "" => (&source.brokers, source.properties.iter().filter(|(name, _)| access(name)).chain(own).collect::<Vec<_>>()),
+        _ => (&kafka.brokers, own.collect()),
+    };
+    KafkaSettings {
+        brokers: brokers.clone(),
+        topic_prefix: kafka.topic_prefix.clone(),
+        job: config.job.id.clone(),
+        partitions: kafka.partitions,
+        replication_factor: kafka.replication_factor,
+        message_bytes_max: kafka.message_bytes_max.as_usize(),
+        properties: properties.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
     }
 }

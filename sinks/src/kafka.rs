@@ -1,0 +1,302 @@
+//! Kafka or Redpanda: one topic for each stream, a JSON object for each row.
+//!
+//! # Messages
+//!
+//! A message's value is the row as [`jsonl`](crate::jsonl) writes it; its key is `order_id` (`order_decisions`, `order_lines`,
+//! `reservation_events`), `sku` (`stock_movements`) or none (`dead_letters`); its header `epoch` is the epoch in digits. Keys choose the
+//! partition as in Java's clients, and rows of a key keep their order. A message over
+//! [`message_bytes_max`](KafkaSettings::message_bytes_max) has its longest texts cut, and its length before in the header `cut_from`.
+//!
+//! # Exactly once
+//!
+//! For readers with `isolation.level=read_committed`. A commit is one transaction with all rows behind the last commit and with the
+//! record of the last epoch. Nothing is sent before, so that no transaction is open while the sink waits, and readers are never
+//! held back for long.
+//!
+//! | when the job dies, or the brokers do | what the record says | what happens next |
+//! | --- | --- | --- |
+//! | before the transaction's end was sent | the epoch before | it is aborted, its rows come again |
+//! | after that, not answered | the one or the other | the coordinator ends it before the new producer may begin; then as the record says |
+//! | after the answer | the last epoch | nothing comes again |
+//!
+//! A new producer with the same transactional id fences the one before it: of two jobs of one id the older is told, and stops.
+//! Whichever of them wrote, the record is in the same transaction as the rows.
+//!
+//! We maintain the invariant that **rows are kept until a record is known to be behind them**, so that any commit can be done again.
+
+mod client;
+mod error;
+mod message;
+mod session;
+mod topic;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use orderflow_operators::epoch::Epoch;
+use orderflow_operators::streams::Stream;
+
+pub use self::client::RESERVED_PROPERTIES;
+use self::error::Failure;
+use self::message::{Messages, key_column};
+use self::session::{Session, Target};
+use crate::{EpochRows, Recovered, Sink, SinkError};
+
+/// Where the topics are and how to write to them.
+#[derive(Clone)]
+pub struct KafkaSettings {
+    /// `host:port`, separated by commas.
+    pub brokers: String,
+    /// A topic's name is this and the stream's name.
+    pub topic_prefix: String,
+    /// The job's name, in transactional ids and groups.
+    pub job: String,
+    /// Partitions of a topic that the sink makes.
+    pub partitions: u16,
+    /// Replicas of a topic that the sink makes; 0: as many as the cluster does by itself.
+    pub replication_factor: u16,
+    /// Most bytes of a message. Brokers take a little over 1 MB unless told otherwise.
+    pub message_bytes_max: usize,
+    /// librdkafka's own settings (TLS, SASL, tuning), over those of the sink, except [`RESERVED_PROPERTIES`].
+    pub properties: BTreeMap<String, String>,
+}
+
+impl Default for KafkaSettings {
+    fn default() -> Self {
+        KafkaSettings {
+            brokers: "127.0.0.1:9092".to_owned(),
+            topic_prefix: "orderflow.".to_owned(),
+            job: "orderflow".to_owned(),
+            partitions: 4,
+            replication_factor: 0,
+            message_bytes_max: 1_000_000,
+            properties: BTreeMap::new(),
+        }
+    }
+}
+
+impl fmt::Debug for KafkaSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaSettings")
+            .field("brokers", &self.brokers)
+            .field("topic_prefix", &self.topic_prefix)
+            .field("job", &self.job)
+            .field("partitions", &self.partitions)
+            .field("replication_factor", &self.replication_factor)
+            .field("message_bytes_max", &self.message_bytes_max)
+            // Values may be passwords.
+            .field("properties", &self.properties.keys())
+            .finish()
+    }
+}
+
+/// A point within a commit.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The transaction was begun; nothing is sent.
+    Begun,
+    /// Half of the messages are on their way.
+    HalfSent,
+    /// All messages are on their way.
+    Sent,
+    /// Messages and record were taken by the brokers.
+    Acknowledged,
+    /// The transaction is committed; the sink has not noted it.
+    Committed,
+}
+
+/// Writes one stream to its topic.
+pub struct KafkaSink {
+    target: Arc<Target>,
+    schema: SchemaRef,
+    key_column: Option<&'static str>,
+    /// Rows not known to be committed, by epoch.
+    waiting: VecDeque<Arc<Messages>>,
+    /// None before [`Sink::recover`].
+    committed: Option<Epoch>,
+    /// None after an error.
+    session: Option<Session>,
+}
+
+impl KafkaSink {
+    /// A sink for `stream`, whose rows have the columns of `schema` ([`Stream::schema`]). Nothing is sent yet.
+    ///
+    /// # Errors
+    /// If a setting is wrong.
+    pub fn new(stream: Stream, schema: SchemaRef, settings: KafkaSettings) -> Result<Self, SinkError> {
+        let topic = format!("{}{stream}", settings.topic_prefix);
+        let refused = |reason: String| SinkError::refused(what(&topic), reason);
+        if !topic_name_is_valid(&topic) {
+            return Err(refused("a topic's name has at most 249 of the characters A-Z a-z 0-9 _-. ; mend sinks.kafka.topic_prefix".into()));
+        }
+        if let Some(name) = RESERVED_PROPERTIES.into_iter().find(|&name| settings.properties.contains_key(name)) {
+            return Err(refused(format!("the setting `{name}` of librdkafka is the sink's own, as exactly-once rests on it")));
+        }
+        let transactional_id = format!("{}.{stream}", settings.job);
+        let group = format!("{transactional_id}.sink");
+        // All properties are tried here, for an error that names the one and never shows its value.
+        client::producer_config(&settings.brokers, &settings.properties, &transactional_id, settings.message_bytes_max)
+            .create_native_config()
+            .map_err(|e| Failure::from(e).into_sink_error(what(&topic)))?;
+        let owner = uuid::Uuid::new_v4().to_string();
+        Ok(KafkaSink {
+            target: Arc::new(Target { settings, topic, transactional_id, group, owner, on_step: RwLock::default() }),
+            schema,
+            key_column: key_column(stream),
+            waiting: VecDeque::new(),
+            committed: None,
+            session: None,
+        })
+    }
+
+    /// Calls `on_step` at each point of a commit, for tests that end it there.
+    #[doc(hidden)]
+    pub fn on_step(&self, on_step: impl Fn(Step) + Send + Sync + 'static) {
+        *self.target.on_step.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(on_step));
+    }
+
+    /// librdkafka's calls block.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, SinkError> {
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(|stopped| SinkError::unavailable(what(&self.target.topic), stopped))
+    }
+}
+
+fn what(topic: &str) -> String {
+    format!("kafka topic {topic}")
+}
+
+/// Whether Kafka takes it as a topic's name.
+pub fn topic_name_is_valid(name: &str) -> bool {
+    let known = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    (1..=249).contains(&name.len()) && name.chars().all(known) && name != "." && name != ".."
+}
+
+/// What a commit came to: how far it is known to be committed, and the session if it is still of use.
+struct Done {
+    committed: Epoch,
+    session: Option<Session>,
+    result: Result<(), Failure>,
+}
+
+/// Commits `epochs`, of which some may have been committed by an earlier try.
+fn commit_through(target: &Arc<Target>, session: Option<Session>, mut committed: Epoch, epochs: &[Arc<Messages>], through: Epoch) -> Done {
+    let session = match session {
+        Some(session) => session,
+        None => match Session::reopen(target) {
+            Ok((_, record)) if record < committed || record > through => {
+                let reason = format!(
+                    "epoch {record} is recorded as the last one committed, where it must be between {committed} and {through}; was the offset \
+                     of group `{}` set by hand? start the job again",
+                    target.group
+                );
+                return Done { committed, session: None, result: Err(Failure::Refused(reason)) };
+            }
+            Ok((session, record)) => {
+                committed = record;
+                session
+            }
+            Err(failure) => return Done { committed, session: None, result: Err(failure) },
+        },
+    };
+    if committed >= through {
+        // The try whose end was not answered went through.
+        return Done { committed, session: Some(session), result: Ok(()) };
+    }
+    let missing = epochs.partition_point(|messages| messages.epoch <= committed);
+    match session.transaction(&epochs[missing..], through) {
+        Ok(()) => Done { committed: through, session: Some(session), result: Ok(()) },
+        Err(failure) => {
+            drop(session);
+            let failure = if matches!(failure, Failure::Fenced(_)) { target.who_fenced(failure) } else { failure };
+            Done { committed, session: None, result: Err(failure) }
+        }
+    }
+}
+
+#[async_trait]
+impl Sink for KafkaSink {
+    fn name(&self) -> &str {
+        "kafka"
+    }
+
+    async fn recover(&mut self) -> Result<Recovered, SinkError> {
+        self.waiting.clear();
+        self.committed = None;
+        let (before, target) = (self.session.take(), self.target.clone());
+        let taken = self.blocking(move || {
+            drop(before);
+            Session::take_over(&target)
+        });
+        let (session, committed) = taken.await?.map_err(|failure| failure.into_sink_error(what(&self.target.topic)))?;
+        self.session = Some(session);
+        self.committed = Some(committed);
+        Ok(Recovered { committed, group_through: None })
+    }
+
+    async fn write(&mut self, EpochRows { epoch, rows }: EpochRows) -> Result<(), SinkError> {
+        if rows.schema_ref().fields() != self.schema.fields() {
+            let reason = format!("rows of epoch {epoch} have the columns {}", rows.schema_ref());
+            return Err(SinkError::refused(what(&self.target.topic), reason));
+        }
+        let (key_column, bytes_max) = (self.key_column, self.target.settings.message_bytes_max);
+        let messages = self.blocking(move || Messages::encode(epoch, &rows, key_column, bytes_max)).await?;
+        let messages = messages.map_err(|e| SinkError::refused(what(&self.target.topic), e))?;
+        self.waiting.push_back(Arc::new(messages));
+        Ok(())
+    }
+
+    async fn commit(&mut self, through: Epoch) -> Result<(), SinkError> {
+        let Some(committed) = self.committed else {
+            return Err(SinkError::refused(what(&self.target.topic), "a commit before what is there was found out"));
+        };
+        if through <= committed {
+            return Ok(());
+        }
+        let epochs: Vec<Arc<Messages>> = self.waiting.iter().take_while(|messages| messages.epoch <= through).cloned().collect();
+        let (session, target) = (self.session.take(), self.target.clone());
+        let done = self.blocking(move || commit_through(&target, session, committed, &epochs, through)).await?;
+        self.session = done.session;
+        self.committed = Some(done.committed);
+        self.waiting.retain(|messages| messages.epoch > done.committed);
+        done.result.map_err(|failure| failure.into_sink_error(what(&self.target.topic)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use orderflow_operators::features::WindowSet;
+
+    fn check_refused(settings: KafkaSettings, expected: &str) {
+        let stream = Stream::OrderLines;
+        let error = KafkaSink::new(stream, stream.schema(&WindowSet::default()), settings).map(|_| ()).unwrap_err();
+        assert!(matches!(error, SinkError::Refused { .. }) && error.to_string().contains(expected), "{error}");
+    }
+
+    fn with(name: &str, value: &str) -> KafkaSettings {
+        KafkaSettings { properties: BTreeMap::from([(name.to_owned(), value.to_owned())]), ..KafkaSettings::default() }
+    }
+
+    #[test]
+    fn wrong_settings_are_refused_at_once() {
+        check_refused(KafkaSettings { topic_prefix: "a/".into(), ..KafkaSettings::default() }, "mend sinks.kafka.topic_prefix");
+        check_refused(with("acks", "1"), "`acks` of librdkafka is the sink's own");
+        check_refused(with("compression.type", "hush"), "mend sinks.kafka.properties");
+        check_refused(with("lingre.ms", "5"), "`lingre.ms`");
+        let error = KafkaSink::new(Stream::OrderLines, Arc::new(arrow::datatypes::Schema::empty()), with("linger.ms", "hush"));
+        assert!(!error.map(|_| ()).unwrap_err().to_string().contains("hush"), "a value may be a password");
+        assert!(!format!("{:?}", with("sasl.password", "hush")).contains("hush"));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_committed_before_it_is_known_what_is_there() {
+        let stream = Stream::OrderLines;
+        let mut sink = KafkaSink::new(stream, stream.schema(&WindowSet::default()), KafkaSettings::default()).unwrap();
+        assert!(matches!(sink.commit(Epoch(1)).await, Err(SinkError::Refused { .. })));
+    }
+}

@@ -1,0 +1,244 @@
+//! A producer that has taken over a stream's transactional id, and the record of what was committed.
+//!
+//! # The record
+//!
+//! A transaction carries, beside its messages, an offset of the group `<job>.<stream>.sink` for partition 0 of the stream's own topic:
+//! it is the last epoch committed. Brokers take any offset that is not negative for a partition that exists, and do not compare it
+//! with what the partition holds. It stands on the result's topic, and not on one for markers, so that it goes when the topic is
+//! removed: then the stream is written again from its start.
+//!
+//! The offset's metadata names the *owner*: the sink that recovered last. A producer is fenced both when another sink took over and when
+//! the coordinator lost patience with a transaction; the owner tells which.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use orderflow_operators::epoch::Epoch;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::client::{Context, consumer_config, producer_config};
+use super::error::Failure;
+use super::message::Messages;
+use super::{KafkaSettings, Step, topic};
+
+/// Longest time for a transaction, and for taking over. Less than the coordinator's, so that it is this side that gives up.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest wait for one answer.
+const REQUEST_WAIT: Duration = Duration::from_secs(5);
+/// How long to wait for a partition's acknowledgements, or for room, before looking again.
+const POLL: Duration = Duration::from_millis(1);
+
+/// Called at each step of a commit.
+pub(super) type OnStep = dyn Fn(Step) + Send + Sync;
+
+/// What a session is for: all that stays the same over a sink's life.
+pub(super) struct Target {
+    pub settings: KafkaSettings,
+    pub topic: String,
+    pub transactional_id: String,
+    pub group: String,
+    /// This sink, as it stands in the record.
+    pub owner: String,
+    pub on_step: RwLock<Option<Arc<OnStep>>>,
+}
+
+/// A producer that may commit. After any error it is dropped and another opened: librdkafka cannot tell what became of a transaction
+/// whose end was not answered.
+pub(super) struct Session {
+    producer: BaseProducer<Context>,
+    group: ConsumerGroupMetadata,
+    target: Arc<Target>,
+}
+
+/// What the brokers have recorded.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Record {
+    committed: Option<Epoch>,
+    owner: String,
+}
+
+impl Session {
+    /// Makes the topic, fences whoever wrote to it before and ends its transaction; the last epoch that is committed.
+    pub fn take_over(target: &Arc<Target>) -> Result<(Session, Epoch), Failure> {
+        let consumer = target.consumer()?;
+        let take = || {
+            let config = consumer_config(&target.settings.brokers, &target.settings.properties, &target.group);
+            let partitions = topic::ensure(&consumer, &config, &target.settings, &target.topic)?;
+            let session = Session::start(target, &consumer)?;
+            let committed = match target.record(&consumer)?.committed {
+                Some(committed) => committed,
+                None => topic::last_epoch(&consumer, &target.topic, partitions)?,
+            };
+            // An older sink that is fenced finds the new owner there.
+            session.transaction(&[], committed)?;
+            Ok((session, committed))
+        };
+        take().map_err(|failure| explain(&consumer, failure))
+    }
+
+    /// Goes on after an error; the last epoch that is committed. Refused if another sink took over.
+    pub fn reopen(target: &Arc<Target>) -> Result<(Session, Epoch), Failure> {
+        let consumer = target.consumer()?;
+        let reopen = || {
+            // Before this producer fences the one that took over.
+            target.check_owner(&consumer)?;
+            let session = Session::start(target, &consumer)?;
+            let committed = target.check_owner(&consumer)?;
+            Ok((session, committed))
+        };
+        reopen().map_err(|failure| explain(&consumer, failure))
+    }
+
+    fn start(target: &Arc<Target>, consumer: &BaseConsumer<Context>) -> Result<Session, Failure> {
+        let settings = &target.settings;
+        let config = producer_config(&settings.brokers, &settings.properties, &target.transactional_id, settings.message_bytes_max);
+        let producer: BaseProducer<Context> = config.create_with_context(Context::default())?;
+        let started = producer.init_transactions(PATIENCE);
+        producer.poll(Duration::ZERO);
+        started.map_err(|error| producer.context().explain(error.into()))?;
+        let group = consumer.group_metadata().ok_or_else(|| Failure::Unavailable("librdkafka has no group".into()))?;
+        Ok(Session { producer, group, target: target.clone() })
+    }
+
+    /// Sends the messages and commits them with the record of `through`, all or nothing. After an error the session is of no use.
+    pub fn transaction(&self, epochs: &[Arc<Messages>], through: Epoch) -> Result<(), Failure> {
+        self.send_and_commit(epochs, through).map_err(|failure| {
+            self.producer.poll(Duration::ZERO);
+            self.producer.context().explain(failure)
+        })
+    }
+
+    fn send_and_commit(&self, epochs: &[Arc<Messages>], through: Epoch) -> Result<(), Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        self.producer.begin_transaction()?;
+        self.step(Step::Begun);
+        let half = epochs.iter().map(|messages| messages.iter().len()).sum::<usize>() / 2;
+        let mut sent = 0;
+        for messages in epochs {
+            let epoch = messages.epoch.0.to_string();
+            for message in messages.iter() {
+                let mut record = BaseRecord::to(&self.target.topic).payload(message.value).headers(message.headers(&epoch));
+                record.key = message.key;
+                self.send(record, deadline)?;
+                sent += 1;
+                if sent == half {
+                    self.step(Step::HalfSent);
+                }
+            }
+        }
+        self.step(Step::Sent);
+        // Goes its way while messages are on theirs.
+        let record = self.target.partition(Offset::Offset(through.0 as i64), &self.target.owner)?;
+        self.producer.send_offsets_to_transaction(&record, &self.group, remaining(deadline))?;
+        // rdkafka's own `flush` looks every 100 ms only.
+        while self.producer.in_flight_count() > 0 {
+            if Instant::now() >= deadline {
+                return Err(Failure::Unavailable("the brokers did not take all messages in time".into()));
+            }
+            self.producer.poll(POLL);
+        }
+        self.step(Step::Acknowledged);
+        self.producer.commit_transaction(remaining(deadline))?;
+        self.step(Step::Committed);
+        Ok(())
+    }
+
+    fn send(&self, mut record: BaseRecord<'_, str, [u8]>, deadline: Instant) -> Result<(), Failure> {
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again)) if Instant::now() < deadline => {
+                    self.producer.poll(POLL);
+                    record = again;
+                }
+                Err((error, _)) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn step(&self, step: Step) {
+        let on_step = self.target.on_step.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(on_step) = on_step {
+            on_step(step);
+        }
+    }
+}
+
+impl Target {
+    fn consumer(&self) -> Result<BaseConsumer<Context>, Failure> {
+        let config = consumer_config(&self.settings.brokers, &self.settings.properties, &self.group);
+        Ok(config.create_with_context(Context::default())?)
+    }
+
+    fn partition(&self, offset: Offset, metadata: &str) -> Result<TopicPartitionList, Failure> {
+        let mut list = TopicPartitionList::with_capacity(1);
+        let mut partition = list.add_partition(&self.topic, 0);
+        partition.set_offset(offset)?;
+        if !metadata.is_empty() {
+            partition.set_metadata(metadata);
+        }
+        Ok(list)
+    }
+
+    /// The record, once no transaction is open that would change it.
+    fn record(&self, consumer: &BaseConsumer<Context>) -> Result<Record, Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = consumer.committed_offsets(self.partition(Offset::Invalid, "")?, REQUEST_WAIT).map_err(Failure::from);
+            let record = answer.and_then(|list| {
+                let elements = list.elements();
+                let partition = elements.first().ok_or_else(|| Failure::Unavailable("the coordinator names no offset".into()))?;
+                partition.error()?;
+                let committed = match partition.offset() {
+                    Offset::Offset(offset) => Some(Epoch(offset.max(0) as u64)),
+                    _ => None,
+                };
+                Ok(Record { committed, owner: partition.metadata().to_owned() })
+            });
+            match record {
+                Err(Failure::Unavailable(_)) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+                answer => return answer,
+            }
+        }
+    }
+
+    /// The last epoch that is committed, if this sink is still the owner.
+    fn check_owner(&self, consumer: &BaseConsumer<Context>) -> Result<Epoch, Failure> {
+        let record = self.record(consumer)?;
+        match record.committed {
+            Some(committed) if record.owner == self.owner => Ok(committed),
+            Some(_) => Err(Failure::Refused(format!(
+                "another job with the id of this one has taken over (transactional id `{}`); stop one of them, or give it another job.id",
+                self.transactional_id
+            ))),
+            None => Err(Failure::Refused(format!(
+                "the record of what was committed is gone (offset of group `{}`), as if the topic had been removed; start the job again",
+                self.group
+            ))),
+        }
+    }
+
+    /// [`Failure::Refused`] if another sink took over; otherwise `fenced`, which trying again mends.
+    pub fn who_fenced(&self, fenced: Failure) -> Failure {
+        match self.consumer().and_then(|consumer| self.check_owner(&consumer)) {
+            Err(refused @ Failure::Refused(_)) => refused,
+            _ => fenced,
+        }
+    }
+}
+
+/// Adds what the consumer knows of the cause.
+fn explain(consumer: &BaseConsumer<Context>, failure: Failure) -> Failure {
+    // Handles the errors that wait in its queue; nothing is assigned that could send a message.
+    for _ in 0..16 {
+        drop(consumer.poll(Duration::ZERO));
+    }
+    consumer.context().explain(failure)
+}
+
+fn remaining(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+}
