@@ -54,6 +54,11 @@ impl ByGroup {
         }
     }
 
+    /// Rows.
+    pub fn len(&self) -> usize {
+        self.sorted.len()
+    }
+
     /// The groups that have rows, with their rows.
     pub fn groups(&self) -> impl Iterator<Item = (KeyGroup, &[HashedRow])> {
         let range =

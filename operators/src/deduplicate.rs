@@ -36,6 +36,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use self::remembered::Remembered;
 use self::state::Changes;
+pub(crate) use self::state::sightings;
 use crate::by_group::{ByGroup, HashedRow};
 use crate::columns::{micros, text, u8s};
 use crate::epoch::{EpochInfo, Micros};
@@ -131,8 +132,7 @@ impl Deduplicate {
         }
         if self.changes.kept {
             let fresh = u8s(&marked, orders::STATUS).iter().map(|&status| status == Status::Fresh as u8);
-            let [ids, times] = [orders::ORDER_ID, orders::EVENT_TIME].map(|column| orders.column(column).clone());
-            self.changes.add_orders(ids, times, &self.fingerprints, BooleanBuffer::from_iter(fresh));
+            self.changes.add_orders(&marked, &self.fingerprints, BooleanBuffer::from_iter(fresh));
         }
         marked
     }

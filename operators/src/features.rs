@@ -139,6 +139,8 @@ pub struct Features {
     totals: Vec<Totals>,
     /// What was counted since somebody asked, if anybody will.
     changes: Option<Vec<RecordBatch>>,
+    /// Orders counted since somebody asked.
+    changed_rows: u64,
 }
 
 impl Features {
@@ -154,6 +156,7 @@ impl Features {
             positions: Vec::new(),
             totals: vec![Totals::default(); windows.len()],
             changes: None,
+            changed_rows: 0,
             windows,
         }
     }
@@ -181,6 +184,7 @@ impl Features {
 
         let counted = (0..rows).filter(|&row| counts.value(row) && keys.is_valid(row));
         self.by_group.fill(counted.map(|row| HashedRow { hash: hash(keys.value(row).as_bytes()), row: row as u32 }));
+        self.changed_rows += self.by_group.len() as u64;
         let mut values = vec![vec![0_i64; rows]; 2 * windows + 1];
         for (group, rows) in self.by_group.groups() {
             for rows in rows.chunks(AHEAD) {

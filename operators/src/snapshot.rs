@@ -37,6 +37,11 @@ pub trait KeyedState {
     /// What has changed since it was last asked, between two epochs; `None` if nothing has.
     fn take_changes(&mut self) -> Option<RecordBatch>;
 
+    /// How many rows have changed since it was last asked, where the changes can be had from another operator's; else 0.
+    fn take_changed_rows(&mut self) -> u64 {
+        0
+    }
+
     /// Whether the changes of many epochs are few rows, so that they are better asked for when they are needed than epoch by epoch.
     fn changes_add_up(&self) -> bool {
         false

@@ -20,6 +20,9 @@
 //! it is absent, when all processes have written their part, when the epoch log is durable through its epoch, and when every sink has
 //! committed through it: so a job that goes on from it skips nothing that a sink still lacks.
 //!
+//! What orders change in the windows of the fraud features is not written for each kind of key: it is read from what `deduplicate` writes of the
+//! same orders. Bases are each operator's own.
+//!
 //! A group is written whole again when it has changed about as much as it holds, or when its last base is many checkpoints old: what does not change is
 //! not written again, and a recovery reads at most a few times the state's size. All this is spread over epochs: no epoch writes more than some
 //! multiple of its own rows.
@@ -40,6 +43,7 @@ mod writer;
 pub(crate) use coordinator::{Begun, Trigger};
 pub use coordinator::{Coordinator, CoordinatorSettings};
 pub use loader::{Loader, Resumed};
+pub(crate) use manifest::ORDERS;
 pub use manifest::{Base, DataFile, FileKind, Manifest, Part};
 pub use recorder::{Recorder, RecorderSettings};
 pub use store::{CheckpointStore, Listed};

@@ -37,7 +37,7 @@ use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::{Concatenate, Probe};
 use timely::dataflow::{ProbeHandle, Scope};
 
-use crate::checkpoint::{Loader, Recorder, Writers};
+use crate::checkpoint::{Loader, ORDERS, Recorder, Writers};
 use crate::failure::Failure;
 use crate::metrics::Metrics;
 use crate::sink_hub::SinkHub;
@@ -112,7 +112,10 @@ impl States {
             failure.report(error);
         }
         let writers = self.writers.as_ref()?;
-        state.keep_changes();
+        // Windows change by what `deduplicate` writes down.
+        if KeyKind::ALL.iter().all(|kind| kind.name() != operator) {
+            state.keep_changes();
+        }
         Some(writers.recorder(operator, scope.index(), scope.peers()))
     }
 }
@@ -157,7 +160,7 @@ pub fn build<'scope>(
 
     // -- by order id, and from there by each key
     let mut deduplicate = Deduplicate::new(settings.deduplicate);
-    let mut recorder = states.attach("orders", scope, &mut deduplicate, &shared.failure);
+    let mut recorder = states.attach(ORDERS, scope, &mut deduplicate, &shared.failure);
     let worker = scope.index() as u32;
     let stage = Stage::new("deduplicate", scope.index(), metrics);
     let request = feature_requests::schema();

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, FixedSizeBinaryArray, RecordBatch, StringBuilder, TimestampMicrosecondArray};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, FixedSizeBinaryArray, RecordBatch, StringBuilder, TimestampMicrosecondArray, new_null_array,
+};
 use arrow::buffer::{BooleanBuffer, Buffer};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -10,10 +12,11 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use super::remembered::Remembered;
 use super::{Deduplicate, DeduplicateMovements, Fingerprint};
 use crate::by_group::{ByGroup, HashedRow};
-use crate::columns::{micros, text, timestamp_type};
+use crate::columns::{bools, micros, text, timestamp_type};
 use crate::epoch::Micros;
 use crate::keys::{KeyGroup, hash};
 use crate::prefetch::AHEAD;
+use crate::rows::orders;
 use crate::snapshot::{KEY, KeyedState};
 
 /// What was remembered since somebody asked.
@@ -25,9 +28,9 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// Those of an epoch's orders of which `which` holds.
-    pub fn add_orders(&mut self, ids: ArrayRef, times: ArrayRef, fingerprints: &[Fingerprint], which: BooleanBuffer) {
-        self.add(&remembered_orders_schema(), vec![ids, times, contents(fingerprints)], which);
+    /// An epoch's orders. Not copied: which of them count stands beside them.
+    pub fn add_orders(&mut self, orders: &RecordBatch, fingerprints: &[Fingerprint], fresh: BooleanBuffer) {
+        self.rows.push(sightings::rows(orders, fingerprints, fresh));
     }
 
     /// Those of an epoch's movements of which `which` holds.
@@ -48,13 +51,60 @@ impl Changes {
     }
 }
 
-/// id (text), event_time (timestamp: some instant of the id's time bucket), content (16 bytes: the fingerprint of the first occurrence)
-fn remembered_orders_schema() -> SchemaRef {
-    static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
-        let content = Field::new("content", DataType::FixedSizeBinary(size_of::<Fingerprint>() as i32), false);
-        crate::columns::extend(&remembered_movements_schema(), [content])
-    });
-    SCHEMA.clone()
+/// Columns of orders as they are written down: what is remembered of an id, and what the order counts for in the windows of the fraud features, so
+/// that an order's texts are written once.
+pub(crate) mod sightings {
+    use super::*;
+
+    /// Some instant of the id's time bucket; in changes the order's event time.
+    pub const EVENT_TIME: usize = 1;
+    /// The fingerprint of the first occurrence.
+    pub const CONTENT: usize = 2;
+    /// Whether the id is remembered, and the order counted: false for orders that are invalid or not the first.
+    pub const FRESH: usize = 3;
+    /// Of [`orders`], what follows; null in bases.
+    const OF_ORDER: [usize; 5] = [orders::CUSTOMER_ID, orders::CARD_FINGERPRINT, orders::DEVICE_ID, orders::IP, orders::AMOUNT];
+    /// All of them.
+    pub const COLUMNS: usize = FRESH + 1 + OF_ORDER.len();
+
+    /// Where a column of orders is.
+    ///
+    /// # Panics
+    /// If it is none of those that are written down.
+    pub fn of_order(column: usize) -> usize {
+        let at = OF_ORDER.iter().position(|&of| of == column);
+        FRESH + 1 + at.expect("windows have keys, members and amounts that are written down")
+    }
+
+    /// id (text), event_time (timestamp), content (16 bytes), fresh (boolean), customer_id, card_fingerprint, device_id, ip (text or null), amount
+    /// (int64 or null)
+    pub fn schema() -> SchemaRef {
+        static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
+            let content = Field::new("content", DataType::FixedSizeBinary(size_of::<Fingerprint>() as i32), false);
+            let fresh = Field::new("fresh", DataType::Boolean, false);
+            let of_order = OF_ORDER.map(|column| Field::clone(orders::validated().field(column)).with_nullable(true));
+            crate::columns::extend(&remembered_movements_schema(), [content, fresh].into_iter().chain(of_order))
+        });
+        SCHEMA.clone()
+    }
+
+    /// The orders of an epoch.
+    pub(in super::super) fn rows(orders: &RecordBatch, fingerprints: &[Fingerprint], fresh: BooleanBuffer) -> RecordBatch {
+        let of_order = |column: usize| orders.column(column).clone();
+        let mut columns = [orders::ORDER_ID, orders::EVENT_TIME].map(of_order).to_vec();
+        columns.extend([contents(fingerprints), Arc::new(BooleanArray::new(fresh, None)) as ArrayRef]);
+        columns.extend(OF_ORDER.map(of_order));
+        RecordBatch::try_new(schema(), columns).expect("the columns are those of orders")
+    }
+
+    /// A group's ids.
+    pub(super) fn base(ids: ArrayRef, times: ArrayRef, fingerprints: &[Fingerprint]) -> RecordBatch {
+        let rows = ids.len();
+        let fresh = BooleanArray::new(BooleanBuffer::new_set(rows), None);
+        let nulls = schema().fields()[FRESH + 1..].iter().map(|field| new_null_array(field.data_type(), rows)).collect::<Vec<_>>();
+        let known = [ids, times, contents(fingerprints), Arc::new(fresh) as ArrayRef];
+        RecordBatch::try_new(schema(), known.into_iter().chain(nulls).collect()).expect("the columns are those of what is remembered")
+    }
 }
 
 /// id (text), event_time (timestamp: some instant of the id's time bucket)
@@ -84,9 +134,16 @@ fn base<C: Copy>(seen: &Remembered<C>, group: KeyGroup, mut content: impl FnMut(
 }
 
 /// Remembers rows that were remembered before.
-fn restore<C: Copy>(seen: &mut Remembered<C>, by_group: &mut ByGroup, rows: &RecordBatch, content: impl Fn(usize) -> C) {
+fn restore<C: Copy>(
+    seen: &mut Remembered<C>,
+    by_group: &mut ByGroup,
+    rows: &RecordBatch,
+    counts: impl Fn(usize) -> bool,
+    content: impl Fn(usize) -> C,
+) {
     let (ids, times) = (text(rows, KEY), micros(rows, 1));
-    by_group.fill((0..ids.len()).map(|row| HashedRow { hash: hash(ids.value(row).as_bytes()), row: row as u32 }));
+    let counted = (0..ids.len()).filter(|&row| counts(row));
+    by_group.fill(counted.map(|row| HashedRow { hash: hash(ids.value(row).as_bytes()), row: row as u32 }));
     for (group, rows) in by_group.groups() {
         for rows in rows.chunks(AHEAD) {
             seen.look_ahead(group, rows);
@@ -99,7 +156,7 @@ fn restore<C: Copy>(seen: &mut Remembered<C>, by_group: &mut ByGroup, rows: &Rec
 
 impl KeyedState for Deduplicate {
     fn schema(&self) -> SchemaRef {
-        remembered_orders_schema()
+        sightings::schema()
     }
     fn group_len(&self, group: KeyGroup) -> usize {
         self.seen.group_len(group)
@@ -107,8 +164,7 @@ impl KeyedState for Deduplicate {
     fn group(&self, group: KeyGroup) -> Option<RecordBatch> {
         let mut fingerprints = Vec::with_capacity(self.seen.group_len(group));
         let [ids, times] = base(&self.seen, group, |content| fingerprints.push(content))?;
-        let columns = vec![ids, times, contents(&fingerprints)];
-        Some(RecordBatch::try_new(self.schema(), columns).expect("the columns are those of what is remembered"))
+        Some(sightings::base(ids, times, &fingerprints))
     }
     fn keep_changes(&mut self) {
         self.changes.kept = true;
@@ -117,9 +173,10 @@ impl KeyedState for Deduplicate {
         self.changes.take()
     }
     fn restore(&mut self, rows: &RecordBatch) {
-        let contents = rows.column(2).as_fixed_size_binary();
+        let contents = rows.column(sightings::CONTENT).as_fixed_size_binary();
         let content = |row: usize| Fingerprint::from_le_bytes(contents.value(row).try_into().expect("a fingerprint has 16 bytes"));
-        restore(&mut self.seen, &mut self.by_group, rows, content);
+        let fresh = bools(rows, sightings::FRESH);
+        restore(&mut self.seen, &mut self.by_group, rows, |row| fresh.value(row), content);
     }
     fn begin_restore(&mut self, watermark: Micros) {
         self.seen.begin_restore(watermark);
@@ -144,7 +201,7 @@ impl KeyedState for DeduplicateMovements {
         self.changes.take()
     }
     fn restore(&mut self, rows: &RecordBatch) {
-        restore(&mut self.seen, &mut self.by_group, rows, |_row| ());
+        restore(&mut self.seen, &mut self.by_group, rows, |_row| true, |_row| ());
     }
     fn begin_restore(&mut self, watermark: Micros) {
         self.seen.begin_restore(watermark);

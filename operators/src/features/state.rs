@@ -9,13 +9,14 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::sums::Totals;
-use super::{Features, Reachable};
+use super::{Features, KeyKind, Reachable};
 use crate::by_group::HashedRow;
 use crate::columns::{bools, i64s, micros, text, text_at, timestamp_type, u8s};
+use crate::deduplicate::sightings;
 use crate::epoch::Micros;
 use crate::keys::{KeyGroup, hash};
 use crate::prefetch::AHEAD;
-use crate::rows::feature_requests;
+use crate::rows::{feature_requests, orders};
 use crate::snapshot::{KEY, KeyedState};
 
 const TIME: usize = 1;
@@ -63,6 +64,32 @@ pub(super) fn changes(requests: &RecordBatch) -> Option<RecordBatch> {
     let one: ArrayRef = Arc::new(Int64Array::from(vec![1; rows]));
     let columns = vec![column(0), column(1), window, one, column(2), column(3)];
     Some(RecordBatch::try_new(schema(), columns).expect("an order that counts has an amount"))
+}
+
+impl KeyKind {
+    /// What orders changed in the windows of this kind: the rows of [`Features`]' state, from those that [`Deduplicate`](crate::deduplicate::Deduplicate)
+    /// wrote down. Columns behind its own are kept, behind the others.
+    pub fn changes(self, orders: &RecordBatch) -> Option<RecordBatch> {
+        let column = |of: usize| orders.column(sightings::of_order(of)).clone();
+        let (key, member) = self.columns();
+        let (key, member) = (column(key), column(member));
+        let mut counts = bools(orders, sightings::FRESH).values().clone();
+        if let Some(valid) = key.nulls() {
+            counts = &counts & valid.inner();
+        }
+        let rows = orders.num_rows();
+        let window: ArrayRef = Arc::new(UInt8Array::from(vec![ALL_WINDOWS; rows]));
+        let one: ArrayRef = Arc::new(Int64Array::from(vec![1; rows]));
+        let columns = vec![key, orders.column(sightings::EVENT_TIME).clone(), window, one, column(orders::AMOUNT), member];
+        let more = sightings::COLUMNS..orders.num_columns();
+        let columns = columns.into_iter().chain(more.clone().map(|at| orders.column(at).clone()));
+        let fields = schema().fields().iter().map(|field| Field::clone(field).with_nullable(true)).collect::<Vec<_>>();
+        let fields = fields.into_iter().chain(more.map(|at| orders.schema_ref().field(at).clone()));
+        let all = RecordBatch::try_new(Arc::new(Schema::new(fields.collect::<Vec<_>>())), columns.collect());
+        let counted = filter_record_batch(&all.expect("the columns are those of orders"), &BooleanArray::new(counts, None));
+        let counted = counted.expect("the filter has one value for each row");
+        (counted.num_rows() > 0).then_some(counted)
+    }
 }
 
 /// Rows to be.
@@ -134,6 +161,10 @@ impl KeyedState for Features {
 
     fn take_changes(&mut self) -> Option<RecordBatch> {
         crate::dataflow::concat(std::mem::take(self.changes.as_mut()?))
+    }
+
+    fn take_changed_rows(&mut self) -> u64 {
+        std::mem::take(&mut self.changed_rows)
     }
 
     fn restore(&mut self, rows: &RecordBatch) {

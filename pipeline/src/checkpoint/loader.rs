@@ -10,13 +10,14 @@ use arrow::ipc::reader::StreamReader;
 use futures::StreamExt;
 use orderflow_operators::columns::{text, u64s};
 use orderflow_operators::epoch::Epoch;
+use orderflow_operators::features::KeyKind;
 use orderflow_operators::keys::{KeyGroup, group_owner, hash, key_group};
 use orderflow_operators::snapshot::{KEY, KeyedState};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::CheckpointError;
-use super::manifest::{Base, DataFile, FileKind, Manifest};
+use super::manifest::{Base, DataFile, FileKind, Manifest, ORDERS};
 use super::store::{CheckpointStore, Listed};
 use crate::epoch_log::LogHeader;
 
@@ -129,7 +130,13 @@ impl Loader {
 /// Sends an operator's rows of a worker: bases, then changes by epoch.
 async fn read(loader: Loader, operator: String, worker: usize, peers: usize, batches: mpsc::Sender<Result<RecordBatch, CheckpointError>>) {
     let Loader { store, manifest, .. } = &loader;
-    let mut files: Vec<(&String, &DataFile)> = manifest.files.iter().filter(|(_, file)| file.operator == operator).collect();
+    let kind = KeyKind::ALL.into_iter().find(|kind| kind.name() == operator);
+    let changes_of = if kind.is_some() { ORDERS } else { operator.as_str() };
+    let is_needed = |file: &DataFile| match file.kind {
+        FileKind::Bases => file.operator == operator,
+        FileKind::Changes => file.operator == changes_of,
+    };
+    let mut files: Vec<(&String, &DataFile)> = manifest.files.iter().filter(|(_, file)| is_needed(file)).collect();
     files.sort_by_key(|(name, file)| (file.kind == FileKind::Changes, file.first_epoch, *name));
     let none = BTreeMap::new();
     let bases = manifest.bases.get(&operator).unwrap_or(&none);
@@ -156,7 +163,10 @@ async fn read(loader: Loader, operator: String, worker: usize, peers: usize, bat
         };
         for batch in reader {
             let rows = match batch {
-                Ok(batch) => keep(batch, file.kind, wanted),
+                Ok(batch) => match kind.filter(|_| file.kind == FileKind::Changes) {
+                    Some(kind) => kind.changes(&batch).and_then(|batch| keep(batch, file.kind, wanted)),
+                    None => keep(batch, file.kind, wanted),
+                },
                 Err(error) => return drop(batches.send(Err(store.damaged(name, error))).await),
             };
             if let Some(rows) = rows

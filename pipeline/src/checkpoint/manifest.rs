@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 
 use orderflow_operators::epoch::Epoch;
+use orderflow_operators::features::KeyKind;
 use orderflow_operators::keys::KEY_GROUPS;
 use orderflow_operators::watermark::WatermarkState;
 use serde::{Deserialize, Serialize};
 
 use crate::epoch_log::LogHeader;
+
+/// The state of `deduplicate`, whose changes are those of the windows of the fraud features, too.
+pub(crate) const ORDERS: &str = "orders";
 
 /// A checkpoint: the state at the end of an epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,10 +138,15 @@ impl Manifest {
     fn forget(&mut self) {
         let used: std::collections::BTreeSet<String> =
             self.bases.values().flat_map(|bases| bases.values().filter_map(|base| base.file.clone())).collect();
-        let oldest: BTreeMap<String, Epoch> = self.bases.keys().map(|operator| (operator.clone(), self.oldest_base(operator))).collect();
+        // Changes are needed by whoever has them from there.
+        let oldest = |operator: &str| {
+            let users = KeyKind::ALL.map(KeyKind::name).into_iter().filter(|_| operator == ORDERS).chain([operator]);
+            users.map(|operator| self.oldest_base(operator)).min().unwrap_or_default()
+        };
+        let needed: BTreeMap<String, Epoch> = self.files.values().map(|file| (file.operator.clone(), oldest(&file.operator))).collect();
         self.files.retain(|name, file| match file.kind {
             FileKind::Bases => used.contains(name),
-            FileKind::Changes => file.last_epoch > oldest.get(&file.operator).copied().unwrap_or_default(),
+            FileKind::Changes => needed.get(&file.operator).is_none_or(|base| file.last_epoch > *base),
         });
     }
 

@@ -94,12 +94,13 @@ impl Recorder {
             self.lost = true;
             let _ = self.channel.written.send(Written::Lost { epoch });
         }
-        let mut rows = 0;
+        let mut rows = state.take_changed_rows() as usize;
+        self.changed += rows as u64;
         if (info.checkpoint || !state.changes_add_up())
             && let Some(changes) = state.take_changes()
         {
-            rows = changes.num_rows();
-            self.changed += rows as u64;
+            rows += changes.num_rows();
+            self.changed += changes.num_rows() as u64;
             self.send(Written::Changes { epoch, rows: changes });
         }
         if self.lost && self.channel.waiting_bytes.load(Ordering::Relaxed) < self.settings.waiting_bytes_max / 2 {

@@ -71,7 +71,9 @@ pub(super) fn drivers(
         let chosen = |streams: &[String]| streams.is_empty() || streams.iter().any(|s| s == stream.name());
         if sinks.kafka.enabled && chosen(&sinks.kafka.streams) {
             let sink = KafkaSink::new(stream, schema.clone(), kafka(config)).map_err(|e| JobError::Sink(e.to_string()))?;
-            add(stream, Box::new(sink), sinks.kafka.commit_interval, sinks.kafka.commit_rows_max, sinks.kafka.delivery());
+            let (interval, rows_max) = (sinks.kafka.commit_interval, sinks.kafka.commit_rows_max);
+            let place = format!("{} {}", sinks.kafka.brokers, sinks.kafka.topic_prefix);
+            add(stream, Box::new(sink), &place, interval, rows_max, sinks.kafka.delivery());
         }
         if sinks.jsonl.enabled && chosen(&sinks.jsonl.streams) {
             let target = match sinks.jsonl.path.as_str() {
