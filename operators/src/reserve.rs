@@ -31,7 +31,7 @@ mod wiring;
 pub use desk::{Desk, Finished, ReservationStatus, ReserveSettings, scored_schema};
 pub use messages::{decision_schema, request_schema, verdict_schema};
 pub use stock::{Settled, Stock};
-pub use wiring::{Observers, Reserved, reserve};
+pub use wiring::{DeskObserver, Reserved, Sides, StockObserver, reserve};
 
 #[cfg(test)]
 mod tests;

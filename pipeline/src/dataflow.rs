@@ -26,7 +26,7 @@ use orderflow_operators::deduplicate::{Deduplicate, DeduplicateMovements, Dedupl
 use orderflow_operators::epoch::{Epoch, EpochInfo};
 use orderflow_operators::exchange::{by_text, by_worker};
 use orderflow_operators::features::{FeatureTable, Features, KeyKind, WindowSet};
-use orderflow_operators::reserve::{Desk, Observers, ReserveSettings, Stock, reserve, scored_schema};
+use orderflow_operators::reserve::{Desk, ReserveSettings, Sides, Stock, reserve, scored_schema};
 use orderflow_operators::rows::{feature_replies, feature_requests, movements, orders};
 use orderflow_operators::score::{Model, Thresholds};
 use orderflow_operators::snapshot::KeyedState;
@@ -240,18 +240,20 @@ pub fn build<'scope>(
     let mut stock_recorder = states.attach("stock", scope, &mut stock, &shared.failure);
     let (desk_stage, stock_stage) = (Stage::new("reservations", scope.index(), metrics), Stage::new("stock", scope.index(), metrics));
     let counted = metrics.clone();
-    let observers = Observers {
-        desk: Box::new(move |info, desk, rounds| {
+    let sides = Sides {
+        desk,
+        stock,
+        on_desk: Box::new(move |info, desk, rounds| {
             counted.reservation_rounds(rounds);
             record(&mut desk_recorder, info, desk);
             desk_stage.state(info.epoch, desk.len(), desk.len() * RESERVATION_BYTES);
         }),
-        stock: Box::new(move |info, stock| {
+        on_stock: Box::new(move |info, stock| {
             record(&mut stock_recorder, info, stock);
             stock_stage.state(info.epoch, stock.len(), stock.len() * SKU_BYTES);
         }),
     };
-    let reserved = reserve(scope, desk, stock, clock.clone(), orders, lifecycle, movements, observers);
+    let reserved = reserve(scope, sides, clock.clone(), orders, lifecycle, movements);
 
     // -- out
     let outputs = Stream::ALL.map(|stream| {

@@ -33,30 +33,37 @@ pub struct Reserved<'scope> {
     pub stock_movements: Batches<'scope>,
 }
 
-/// Who is told after each epoch how it went.
-pub struct Observers {
-    /// The desk, and the rounds that it took until every order was decided.
-    pub desk: Box<dyn FnMut(&EpochInfo, &mut Desk, u32)>,
-    /// The stock.
-    pub stock: Box<dyn FnMut(&EpochInfo, &mut Stock)>,
+/// Told after each epoch: of the desk, and of the rounds that it took until every order was decided.
+pub type DeskObserver = Box<dyn FnMut(&EpochInfo, &mut Desk, u32)>;
+/// Told after each epoch: of the stock.
+pub type StockObserver = Box<dyn FnMut(&EpochInfo, &mut Stock)>;
+
+/// A worker's two sides of the reservation, and who is told after each epoch how it went.
+pub struct Sides {
+    /// Its orders.
+    pub desk: Desk,
+    /// Its SKUs.
+    pub stock: Stock,
+    /// Told of the desk.
+    pub on_desk: DeskObserver,
+    /// Told of the stock.
+    pub on_stock: StockObserver,
 }
 
 /// Decides the `scored` orders ([`super::scored_schema`], already on the worker of their order id) against the stock that `movements` (first-seen ones) make.
 pub fn reserve<'scope>(
     scope: Scope<'scope, u64>,
-    desk: Desk,
-    stock: Stock,
+    sides: Sides,
     clock: Batches<'scope>,
     scored: Batches<'scope>,
     lifecycle: Batches<'scope>,
     movements: Batches<'scope>,
-    observers: Observers,
 ) -> Reserved<'scope> {
+    let Sides { desk, stock, on_desk, on_stock } = sides;
     let (handle, verdicts) = scope.feedback::<Batch>(1);
     let ([requests, decisions], [order_decisions, order_lines, ignored]) =
-        desk_operator(scope, desk, clock.clone(), scored, lifecycle, verdicts, observers.desk);
-    let (verdicts, [reservation_events, stock_movements]) =
-        stock_operator(scope, stock, clock, movements, requests, decisions, observers.stock);
+        desk_operator(scope, desk, clock.clone(), scored, lifecycle, verdicts, on_desk);
+    let (verdicts, [reservation_events, stock_movements]) = stock_operator(scope, stock, clock, movements, requests, decisions, on_stock);
     verdicts.connect_loop(handle);
     Reserved { order_decisions, order_lines, reservation_events, ignored, stock_movements }
 }
@@ -115,7 +122,7 @@ fn desk_operator<'scope>(
     scored: Batches<'scope>,
     lifecycle: Batches<'scope>,
     verdicts: Batches<'scope>,
-    mut observer: Box<dyn FnMut(&EpochInfo, &mut Desk, u32)>,
+    mut observer: DeskObserver,
 ) -> ([Batches<'scope>; 2], [Batches<'scope>; 3]) {
     const REQUESTS: usize = 0;
     const DECISIONS: usize = 1;
@@ -187,7 +194,7 @@ fn stock_operator<'scope>(
     movements: Batches<'scope>,
     requests: Batches<'scope>,
     decisions: Batches<'scope>,
-    mut observer: Box<dyn FnMut(&EpochInfo, &mut Stock)>,
+    mut observer: StockObserver,
 ) -> (Batches<'scope>, [Batches<'scope>; 2]) {
     const VERDICTS: usize = 0;
     let mut builder = OperatorBuilder::new("stock".to_owned(), scope);
