@@ -4,7 +4,6 @@ mod settings;
 mod sinks;
 
 use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::config::{Config, ReplayClock};
 use crate::dataflow::Shared;
-use crate::epoch_log::{EpochLogError, EpochRecord, LocalLog, LogHeader, LogWriter};
+use crate::epoch_log::{self, EpochLogError, EpochRecord, LogHeader, LogHome, LogWriter};
 use crate::failure::Failure;
 use crate::job_plan::{Cluster, Handles, Progress, ReplayPlan, RunPlan, Summary};
 use crate::metrics::cpu_seconds;
@@ -61,7 +60,7 @@ pub struct Job {
     /// Whether `future` is checked: not in replays of files.
     pub live: bool,
     /// Where the epoch log is kept.
-    pub folder: PathBuf,
+    pub log_home: LogHome,
     /// The other processes.
     pub cluster: Option<Cluster>,
     /// What both kinds of run have.
@@ -91,7 +90,8 @@ pub fn replay(plan: ReplayPlan) -> Result<Summary, JobError> {
     let is_opening = |split: &Split| split.name.starts_with(OPENING);
     let starts = source.splits().iter().zip(source.sizes());
     let starts = starts.map(|(split, weight)| SplitStart { offset: 0, weight, opening: is_opening(split) }).collect();
-    let job = Job { source: Arc::new(source), starts, cut, live: false, folder: out, cluster, handles, rows_total: None, config };
+    let log_home = LogHome::Folder(out);
+    let job = Job { source: Arc::new(source), starts, cut, live: false, log_home, cluster, handles, rows_total: None, config };
     job.execute()
 }
 
@@ -111,7 +111,7 @@ pub fn run(plan: RunPlan) -> Result<Summary, JobError> {
         starts,
         cut: Cut::Live { linger: config.epoch.linger.as_duration() },
         live: true,
-        folder: config.job.data_dir.clone(),
+        log_home: settings::log_home(&config),
         cluster,
         handles,
         rows_total: None,
@@ -120,12 +120,17 @@ pub fn run(plan: RunPlan) -> Result<Summary, JobError> {
     job.execute()
 }
 
-/// The epoch log in a job's folder.
+/// Where a live job with these settings keeps its epoch log.
+pub fn log_home(config: &Config) -> LogHome {
+    settings::log_home(config)
+}
+
+/// The epoch log of a job, which may be in use.
 ///
 /// # Errors
-/// If there is none, or it is damaged.
-pub fn epochs(folder: &Path) -> Result<Vec<EpochRecord>, EpochLogError> {
-    LocalLog::read(folder)
+/// If there is none, it is damaged, or cannot be read.
+pub fn epochs(home: &LogHome) -> Result<Vec<EpochRecord>, EpochLogError> {
+    epoch_log::read(home)
 }
 
 /// How soon the end of a part is noticed.
@@ -158,10 +163,12 @@ impl Job {
         };
 
         // Process 0 keeps the log, and with it the right to run.
-        let log = if process == 0 { Some(LocalLog::open(&self.folder, &header)?) } else { None };
-        // Held until the last commit: a second job must not begin while this one's sinks are at work.
-        let _lock = log.as_ref().map(|(log, _)| log.lock());
-        let tape = log.as_ref().map_or_else(Vec::new, |(_, tape)| tape.clone());
+        let opened = if process == 0 { Some(epoch_log::open(&self.log_home, &header)?) } else { None };
+        // The guard is held until the last commit: a second job must not begin while this one's sinks are at work.
+        let (log, tape, _guard) = match opened {
+            Some((log, tape, guard)) => (Some(log), tape, Some(guard)),
+            None => (None, Vec::new(), None),
+        };
         let replayed = tape.last().map_or(Epoch(0), |r| r.epoch);
         let (durable, durable_seen) = watch::channel(replayed);
 
@@ -201,9 +208,9 @@ impl Job {
 
         let head = match log {
             None => None,
-            Some((log, tape)) => {
+            Some(log) => {
                 let failed = failure.clone();
-                let log = LogWriter::start(Box::new(log), durable.clone(), move |error| failed.report(error))
+                let log = LogWriter::start(log, durable.clone(), move |error| failed.report(error))
                     .map_err(|e| JobError::Start(e.to_string()))?;
                 Some(Head {
                     sealer: Sealer::new(self.cut, config.epoch.rows_max, tape, &self.starts),

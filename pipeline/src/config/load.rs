@@ -18,7 +18,8 @@ use super::{Config, check};
 type Node<'i> = Spanned<DeValue<'i>>;
 
 /// Tables whose keys are the user's to name.
-const OPEN_TABLES: [&str; 3] = ["source.kafka.properties", "sinks.delta.storage", "currencies"];
+const OPEN_TABLES: [&str; 5] =
+    ["source.kafka.properties", "epoch_log.properties", "epoch_log.storage", "sinks.delta.storage", "currencies"];
 
 /// What keeps settings from being used.
 #[derive(Debug, thiserror::Error)]
