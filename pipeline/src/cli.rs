@@ -20,6 +20,7 @@ use std::sync::{Mutex, PoisonError};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use orderflow::config::ConfigError;
+use orderflow::epoch_log::LogHome;
 
 /// A stream-processing job for orders: exactly once, deterministic, in one binary.
 #[derive(Parser)]
@@ -53,11 +54,15 @@ enum Command {
 /// Each line has the epoch's number, its sealing time and, for each split, the offsets [start, end) that it covers. The log may be
 /// in use.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  orderflow epochs out | tail -1")]
+#[command(after_help = "Examples:
+  orderflow epochs out | tail -1
+  orderflow epochs --config orderflow.toml    (of a run, wherever epoch_log.home says)")]
 struct EpochsArgs {
-    /// Folder of the job: --out of a replay, job.data_dir of a run
-    #[arg(value_name = "OUT")]
-    folder: PathBuf,
+    /// Folder of the job: --out of a replay, job.data_dir of a run; it goes before the settings
+    #[arg(value_name = "OUT", required_unless_present = "config")]
+    folder: Option<PathBuf>,
+    #[command(flatten)]
+    settings: settings::SettingsArgs,
 }
 
 /// Print a completion script for a shell
@@ -133,8 +138,12 @@ fn execute(command: Command) -> Result<(), CliError> {
 }
 
 fn epochs(args: &EpochsArgs) -> Result<(), CliError> {
+    let home = match &args.folder {
+        Some(folder) => LogHome::Folder(folder.clone()),
+        None => orderflow::job::log_home(&args.settings.load([])?),
+    };
     let mut out = io::BufWriter::new(io::stdout().lock());
-    for record in orderflow::job::epochs(&args.folder).map_err(CliError::failed)? {
+    for record in orderflow::job::epochs(&home).map_err(CliError::failed)? {
         serde_json::to_writer(&mut out, &record).map_err(io::Error::from)?;
         out.write_all(b"\n")?;
     }
@@ -186,6 +195,7 @@ mod tests {
         check("orderflow replay in --out out --hosts a:1,b:2", MissingRequiredArgument);
         check("orderflow generate --orders 5 --out a --brokers b:1", ArgumentConflict);
         check("orderflow generate --orders 5", MissingRequiredArgument);
+        check("orderflow epochs", MissingRequiredArgument);
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct Config {
     pub source: SourceConfig,
     /// How the input is cut into epochs.
     pub epoch: EpochConfig,
+    /// Where a live job keeps how its input was cut.
+    pub epoch_log: EpochLogConfig,
     /// How far event time has come.
     pub watermark: WatermarkConfig,
     /// Rules of a single order.
@@ -78,7 +80,8 @@ impl Config {
 pub struct JobConfig {
     /// The job's name, in every sink's record of what was committed. Two jobs that write to the same tables need two.
     pub id: String,
-    /// Folder of what the job keeps on local disk: the epoch log. A replay keeps it in its output folder instead.
+    /// Folder of what the job keeps on local disk: the epoch log, unless `epoch_log.home` names another home. A replay keeps it in its
+    /// output folder instead.
     pub data_dir: PathBuf,
     /// Worker threads of this process; 0: one for each core.
     pub workers: usize,
@@ -162,6 +165,25 @@ impl Default for EpochConfig {
     fn default() -> Self {
         EpochConfig { rows_max: 65_536, bytes_max: ByteSize::mib(64), linger: Interval::millis(5), in_flight: 4 }
     }
+}
+
+/// `[epoch_log]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EpochLogConfig {
+    /// Empty: in `job.data_dir`. `kafka:<topic>`, or the URL of a folder in an object store. A replay keeps it in its output folder.
+    pub home: String,
+    /// Of a topic: `host:port`, separated by commas. Empty: those of `source.kafka`, with its properties.
+    pub brokers: String,
+    /// Of a topic: librdkafka's own settings, over those of `source.kafka` where its brokers are used.
+    pub properties: Properties,
+    /// Of a URL: the object store's own options.
+    pub storage: Properties,
+}
+
+impl EpochLogConfig {
+    /// How the home of a topic begins.
+    pub const TOPIC: &str = "kafka:";
 }
 
 /// `[watermark]`

@@ -3,20 +3,44 @@
 //! With the input rows it determines everything the job computes, so it is all that has to be durable
 //! before a sink commits. One writer appends to it; [`LogWriter`] gives that writer a thread of its own, so that
 //! appends are grouped: while one `fsync` runs, the epochs sealed meanwhile wait and share the next.
+//!
+//! ## Homes
+//!
+//! | home | durable by | one writer by | a second writer | found behind an epoch by |
+//! | --- | --- | --- | --- | --- |
+//! | a [folder](LogHome::Folder) | `fsync` | a locked file | ends with an error | segments named by their first epoch |
+//! | a [topic](LogHome::Topic) | a transaction, acknowledged by all replicas | the transactional id | takes over, the first ends | bisection of offsets |
+//! | an [object store](LogHome::Objects) | an object created if absent | names that only one can create | takes over, the first ends | objects named by their first epoch |
+//!
+//! All of them hold the same lines, `<crc32 of the JSON, 8 hex digits> <JSON>`, a [`LogHeader`] before the first record, and all of them
+//! refuse to be read when a record is not what was written or an epoch is missing.
 
+mod error;
+mod lines;
 mod local;
+mod objects;
+#[cfg(test)]
+mod test_records;
+mod topic;
+mod writer;
 
 use std::collections::BTreeMap;
-use std::panic::AssertUnwindSafe;
-use std::sync::mpsc;
-use std::thread::JoinHandle;
+use std::fmt;
+use std::path::PathBuf;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use orderflow_operators::epoch::{Epoch, Micros};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 
-pub use local::LocalLog;
+pub use error::EpochLogError;
+pub use local::FolderLock;
+pub use objects::ObjectSettings;
+pub use topic::TopicSettings;
+pub use writer::LogWriter;
+
+use local::LocalLog;
+use objects::ObjectLog;
+use topic::TopicLog;
 
 /// An epoch as it is logged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,14 +104,14 @@ impl LogHeader {
             return Some(format!("it has format {}, this release knows format {}: use the release that began it", self.format, now.format));
         }
         if self.job != now.job {
-            return Some(format!("it belongs to the job \"{}\", this is \"{}\": use another folder, or that job.id", self.job, now.job));
+            return Some(format!("it belongs to the job \"{}\", this is \"{}\": use that job.id, or another epoch log", self.job, now.job));
         }
         if self.splits != now.splits {
             let gone = self.splits.iter().filter(|s| !now.splits.contains(s)).map(String::as_str);
             let new = now.splits.iter().filter(|s| !self.splits.contains(s)).map(String::as_str);
             let (gone, new): (Vec<_>, Vec<_>) = (gone.collect(), new.collect());
             return Some(format!(
-                "it was begun over other inputs (no longer there: [{}]; not there before: [{}]): restore them, or begin anew in another folder",
+                "it was begun over other inputs (no longer there: [{}]; not there before: [{}]): restore them, or begin anew with another epoch log",
                 gone.join(", "),
                 new.join(", ")
             ));
@@ -103,57 +127,11 @@ impl LogHeader {
             .collect();
         (!changed.is_empty()).then(|| {
             format!(
-                "it was begun with other settings ({}), and results would mix: set them back, or begin anew in another folder",
+                "it was begun with other settings ({}), and results would mix: set them back, or begin anew with another epoch log",
                 changed.join("; ")
             )
         })
     }
-}
-
-/// What can go wrong with an epoch log.
-#[derive(Debug, thiserror::Error)]
-pub enum EpochLogError {
-    /// Reading or writing failed.
-    #[error("epoch log {path}: {source}; the job can be started again once that is mended, nothing is lost")]
-    Io {
-        /// The file.
-        path: String,
-        /// What happened.
-        source: std::io::Error,
-    },
-    /// Somebody else writes to it.
-    #[error("epoch log {path} is in use: another orderflow runs with this folder; stop it, or use another folder")]
-    InUse {
-        /// The lock file.
-        path: String,
-    },
-    /// A record in its midst is not what was written.
-    #[error("epoch log {path} is damaged at line {line}: {what}; restore the file from a copy, or begin anew in another folder")]
-    Damaged {
-        /// The file.
-        path: String,
-        /// The line, from 1.
-        line: usize,
-        /// What is wrong.
-        what: String,
-    },
-    /// It belongs to another job, input or meaning.
-    #[error("epoch log {path} cannot be continued: {what}")]
-    Different {
-        /// The file.
-        path: String,
-        /// What differs, and what to do.
-        what: String,
-    },
-    /// A bug of its own.
-    #[error("the epoch log's writer failed; this is a bug, please report it")]
-    Panicked,
-    /// There is none.
-    #[error("there is no epoch log in {path}: give the folder that was --out of a replay, or job.data_dir of a run")]
-    Missing {
-        /// The folder.
-        path: String,
-    },
 }
 
 /// Where an epoch log is kept. One writer at a time.
@@ -162,58 +140,84 @@ pub trait EpochLog: Send {
     fn append(&mut self, records: &[EpochRecord]) -> Result<(), EpochLogError>;
 }
 
-/// Epochs that may wait for the log; the sealer's flow control keeps far below.
-const QUEUE_MAX: usize = 4096;
-
-/// The writer's thread, and how far the log is durable.
-pub struct LogWriter {
-    records: Option<mpsc::SyncSender<EpochRecord>>,
-    thread: Option<JoinHandle<()>>,
+/// Which home an epoch log has.
+#[derive(Clone, Debug)]
+pub enum LogHome {
+    /// Files in a folder of this machine.
+    Folder(PathBuf),
+    /// A topic of Kafka or Redpanda.
+    Topic(TopicSettings),
+    /// An object store.
+    Objects(ObjectSettings),
 }
 
-impl LogWriter {
-    /// Starts the thread. `durable` is told each epoch whose record is on stable storage; `failed` at most once, when appending fails.
-    pub fn start(
-        mut log: Box<dyn EpochLog>,
-        durable: watch::Sender<Epoch>,
-        failed: impl FnOnce(EpochLogError) + Send + 'static,
-    ) -> std::io::Result<LogWriter> {
-        let (records, queue) = mpsc::sync_channel::<EpochRecord>(QUEUE_MAX);
-        let thread = std::thread::Builder::new().name("epoch-log".into()).spawn(move || {
-            let mut group: Vec<EpochRecord> = Vec::new();
-            while let Ok(first) = queue.recv() {
-                group.push(first);
-                group.extend(queue.try_iter());
-                let appended = std::panic::catch_unwind(AssertUnwindSafe(|| log.append(&group)));
-                if let Err(error) = appended.unwrap_or(Err(EpochLogError::Panicked)) {
-                    return failed(error);
-                }
-                if let Some(last) = group.last() {
-                    durable.send_modify(|epoch| *epoch = (*epoch).max(last.epoch));
-                }
-                group.clear();
-            }
-        })?;
-        Ok(LogWriter { records: Some(records), thread: Some(thread) })
-    }
-
-    /// Hands over a record. If the writer has failed, nothing happens: it has told so.
-    pub fn append(&self, record: EpochRecord) {
-        if let Some(records) = &self.records {
-            // A closed queue means that the writer failed and the job is ending.
-            let _ = records.send(record);
+impl fmt::Display for LogHome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LogHome::Folder(folder) => folder.display().fmt(f),
+            LogHome::Topic(settings) => settings.fmt(f),
+            LogHome::Objects(settings) => settings.fmt(f),
         }
     }
 }
 
-impl Drop for LogWriter {
-    /// Waits until what was handed over is written.
-    fn drop(&mut self) {
-        self.records = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been reported where panics are.
-            let _ = thread.join();
+/// The right to run the job: held until the last commit, also when the log itself is closed. Only a folder has one. Elsewhere the next
+/// writer takes over, and what this one's sinks still commit is what the next one reads in the log.
+#[derive(Clone)]
+pub struct LogGuard {
+    _lock: Option<FolderLock>,
+}
+
+/// A log that was opened: what appends to it, what is in it, and the right to run the job.
+pub type OpenLog = (Box<dyn EpochLog>, Vec<EpochRecord>, LogGuard);
+
+/// Opens the log, or begins one, for its one writer, and returns what is in it.
+///
+/// # Errors
+/// If it is in use (a folder), belongs to another job, is damaged, or cannot be read or written.
+pub fn open(home: &LogHome, header: &LogHeader) -> Result<OpenLog, EpochLogError> {
+    open_after(home, header, Epoch(0))
+}
+
+/// As [`open`], but reads only the records behind `after`, at a cost that does not grow with those before it.
+///
+/// # Errors
+/// Also if the log ends before `after`.
+pub fn open_after(home: &LogHome, header: &LogHeader, after: Epoch) -> Result<OpenLog, EpochLogError> {
+    Ok(match home {
+        LogHome::Folder(folder) => {
+            let (log, records) = LocalLog::open(folder, header, after)?;
+            let guard = LogGuard { _lock: Some(log.lock()) };
+            (Box::new(log), records, guard)
         }
+        LogHome::Topic(settings) => {
+            let (log, records) = TopicLog::open(settings, header, after)?;
+            (Box::new(log), records, LogGuard { _lock: None })
+        }
+        LogHome::Objects(settings) => {
+            let (log, records) = ObjectLog::open(settings, header, after)?;
+            (Box::new(log), records, LogGuard { _lock: None })
+        }
+    })
+}
+
+/// Reads the log, which may be in use.
+///
+/// # Errors
+/// If there is none, it is damaged, or cannot be read.
+pub fn read(home: &LogHome) -> Result<Vec<EpochRecord>, EpochLogError> {
+    read_after(home, Epoch(0))
+}
+
+/// As [`read`], but only the records behind `after`, at a cost that does not grow with those before it.
+///
+/// # Errors
+/// Also if the log ends before `after`.
+pub fn read_after(home: &LogHome, after: Epoch) -> Result<Vec<EpochRecord>, EpochLogError> {
+    match home {
+        LogHome::Folder(folder) => LocalLog::read(folder, after),
+        LogHome::Topic(settings) => TopicLog::read(settings, after),
+        LogHome::Objects(settings) => ObjectLog::read(settings, after),
     }
 }
 

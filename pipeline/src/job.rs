@@ -5,7 +5,7 @@ mod settings;
 mod sinks;
 
 use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use crate::checkpoint::{CheckpointError, CheckpointStore, Resumed};
 use crate::config::{Config, ReplayClock};
 use crate::dataflow::Shared;
-use crate::epoch_log::{EpochLogError, EpochRecord, LocalLog, LogHeader, LogWriter};
+use crate::epoch_log::{self, EpochLogError, EpochRecord, LogHeader, LogHome, LogWriter};
 use crate::failure::Failure;
 use crate::job_plan::{Cluster, Handles, Progress, ReplayPlan, RunPlan, Summary};
 use crate::metrics::cpu_seconds;
@@ -66,7 +66,7 @@ pub struct Job {
     /// Whether `future` is checked: not in replays of files.
     pub live: bool,
     /// Where the epoch log is kept.
-    pub folder: PathBuf,
+    pub log_home: LogHome,
     /// The other processes.
     pub cluster: Option<Cluster>,
     /// What both kinds of run have.
@@ -88,6 +88,9 @@ pub fn replay(plan: ReplayPlan) -> Result<Summary, JobError> {
     if config.sinks.delta.url.is_empty() {
         config.sinks.delta.url = out.join("delta").display().to_string();
     }
+    if config.checkpoint.url.is_empty() {
+        config.checkpoint.url = checkpoints::folder(&out);
+    }
     let mut cut = Cut::Replay;
     if let Some(rate) = rate {
         source = source.paced(rate, OPENING);
@@ -96,7 +99,8 @@ pub fn replay(plan: ReplayPlan) -> Result<Summary, JobError> {
     let is_opening = |split: &Split| split.name.starts_with(OPENING);
     let starts = source.splits().iter().zip(source.sizes());
     let starts = starts.map(|(split, weight)| SplitStart { offset: 0, weight, opening: is_opening(split) }).collect();
-    let job = Job { source: Arc::new(source), starts, cut, live: false, folder: out, cluster, handles, rows_total: None, config };
+    let log_home = LogHome::Folder(out);
+    let job = Job { source: Arc::new(source), starts, cut, live: false, log_home, cluster, handles, rows_total: None, config };
     job.execute()
 }
 
@@ -116,7 +120,7 @@ pub fn run(plan: RunPlan) -> Result<Summary, JobError> {
         starts,
         cut: Cut::Live { linger: config.epoch.linger.as_duration() },
         live: true,
-        folder: config.job.data_dir.clone(),
+        log_home: settings::log_home(&config),
         cluster,
         handles,
         rows_total: None,
@@ -125,12 +129,17 @@ pub fn run(plan: RunPlan) -> Result<Summary, JobError> {
     job.execute()
 }
 
-/// The epoch log in a job's folder.
+/// Where a live job with these settings keeps its epoch log.
+pub fn log_home(config: &Config) -> LogHome {
+    settings::log_home(config)
+}
+
+/// The epoch log of a job, which may be in use.
 ///
 /// # Errors
-/// If there is none, or it is damaged.
-pub fn epochs(folder: &Path) -> Result<Vec<EpochRecord>, EpochLogError> {
-    LocalLog::read(folder)
+/// If there is none, it is damaged, or cannot be read.
+pub fn epochs(home: &LogHome) -> Result<Vec<EpochRecord>, EpochLogError> {
+    epoch_log::read(home)
 }
 
 /// Where the checkpoints of the job in `folder` are.
@@ -177,13 +186,16 @@ impl Job {
             settings: settings::meaning(config, &settings),
         };
 
-        let checkpoints = checkpoints::Checkpoints::open(config, &self.folder)?;
+        let checkpoints = checkpoints::Checkpoints::open(config)?;
 
         // Process 0 keeps the log, and with it the right to run.
-        let log = if process == 0 { Some(LocalLog::open(&self.folder, &header)?) } else { None };
-        // Held until the last commit: a second job must not begin while this one's sinks are at work.
-        let _lock = log.as_ref().map(|(log, _)| log.lock());
-        let replayed = log.as_ref().and_then(|(_, tape)| tape.last()).map_or(Epoch(0), |r| r.epoch);
+        let opened = if process == 0 { Some(epoch_log::open(&self.log_home, &header)?) } else { None };
+        // The guard is held until the last commit: a second job must not begin while this one's sinks are at work.
+        let (log, tape, _guard) = match opened {
+            Some((log, tape, guard)) => (Some(log), tape, Some(guard)),
+            None => (None, Vec::new(), None),
+        };
+        let replayed = tape.last().map_or(Epoch(0), |r| r.epoch);
         let (durable, durable_seen) = watch::channel(replayed);
 
         // Sinks: what they committed is known before the first row moves.
@@ -239,24 +251,19 @@ impl Job {
 
         let head = match log {
             None => None,
-            Some((log, tape)) => {
-                let mut tape = tape;
-                let mut sealer = |starts: &[SplitStart]| match states.loader.as_ref().map(|loader| loader.manifest()) {
-                    Some(manifest) => {
-                        tape.retain(|record| record.epoch > manifest.epoch);
-                        Sealer::new(self.cut, config.epoch.rows_max, std::mem::take(&mut tape), starts).resume(
-                            manifest.epoch,
-                            manifest.sealed_at,
-                            &manifest.offsets,
-                        )
-                    }
-                    None => Sealer::new(self.cut, config.epoch.rows_max, std::mem::take(&mut tape), starts),
-                };
+            Some(log) => {
+                let resumed = states.loader.as_ref().map(|loader| loader.manifest());
+                let behind = resumed.map_or(Epoch(0), |manifest| manifest.epoch);
+                let tape = tape.into_iter().filter(|record| record.epoch > behind).collect();
+                let mut sealer = Sealer::new(self.cut, config.epoch.rows_max, tape, &self.starts);
+                if let Some(manifest) = resumed {
+                    sealer = sealer.resume(manifest.epoch, manifest.sealed_at, &manifest.offsets);
+                }
                 let failed = failure.clone();
-                let log = LogWriter::start(Box::new(log), durable.clone(), move |error| failed.report(error))
+                let log = LogWriter::start(log, durable.clone(), move |error| failed.report(error))
                     .map_err(|e| JobError::Start(e.to_string()))?;
                 Some(Head {
-                    sealer: sealer(&self.starts),
+                    sealer,
                     log,
                     clock: seal_clock(config, self.cut)?,
                     stop: self.handles.stop.clone(),

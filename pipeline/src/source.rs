@@ -32,6 +32,9 @@ pub use files::FileSource;
 pub use kafka::{KafkaSettings, KafkaSource};
 pub use produce::{TopicWriter, Written, write_topics};
 
+pub(crate) use kafka::{BROKERS_WAIT, Context, Deadline, client_config, refused_settings};
+pub(crate) use produce::{block_on, create_topic};
+
 /// One ordered input: a partition of a topic, or one file of a fixture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {

@@ -1,5 +1,6 @@
 //! Object stores by URL: local disk, S3 and what speaks its protocol, Google Cloud Storage, Azure.
 
+mod error;
 mod local;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use object_store::gcp::GoogleConfigKey;
 use object_store::{ObjectStore, ObjectStoreScheme};
 use url::Url;
 
+pub use self::error::{chain, lasting};
 pub use self::local::DurableLocal;
 use crate::SinkError;
 

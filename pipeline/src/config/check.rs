@@ -7,7 +7,8 @@ use std::ops::RangeInclusive;
 use orderflow_operators::streams::Stream;
 use orderflow_sinks::kafka::{RESERVED_PROPERTIES, topic_name_is_valid};
 
-use super::{Config, Interval};
+use super::{Config, EpochLogConfig, Interval};
+use crate::epoch_log::TopicSettings;
 
 /// Problems by key; the message follows the key.
 struct Report(Vec<(String, String)>);
@@ -83,6 +84,7 @@ fn job(config: &Config, r: &mut Report) {
     if checkpoint.url.contains("://") {
         url(r, "checkpoint.url", &checkpoint.url, &["file", "s3", "s3a", "gs", "az", "abfs", "abfss"]);
     }
+    epoch_log(config, r);
     r.range("watermark.delay", config.watermark.delay, ZERO..=DAY, "every timer waits for it");
     r.range("watermark.idle", config.watermark.idle, MS..=DAY, "a split without rows holds every timer back for so long");
     r.range("replay.step", config.replay.step, MS..=DAY, "sealing times have whole milliseconds and rise");
@@ -101,6 +103,45 @@ fn job(config: &Config, r: &mut Report) {
             "log.level",
             format!("is `{}` ({e}); write error, warn, info, debug or trace, or directives such as info,rdkafka=debug", config.log.level),
         );
+    }
+}
+
+fn epoch_log(config: &Config, r: &mut Report) {
+    let log = &config.epoch_log;
+    let topic = log.home.strip_prefix(EpochLogConfig::TOPIC);
+    match topic {
+        Some(topic) => {
+            r.name("epoch_log.home", topic, 249, "_-.");
+            if [&config.source.orders_topic, &config.source.inventory_topic].iter().any(|input| *input == topic) {
+                r.add("epoch_log.home", format!("is the input `{topic}`; name a topic that nothing else writes to"));
+            }
+        }
+        None if log.home.is_empty() => {}
+        None if log.home.contains("://") => url(r, "epoch_log.home", &log.home, &["file", "s3", "s3a", "gs", "az", "abfs", "abfss"]),
+        None => r.add(
+            "epoch_log.home",
+            format!("is `{}`; write kafka:<topic>, a URL such as s3://bucket/folder, or nothing for a file in job.data_dir", log.home),
+        ),
+    }
+    for broker in log.brokers.split(',').filter(|_| !log.brokers.is_empty()) {
+        if !is_host_and_port(broker.trim()) {
+            r.add(
+                "epoch_log.brokers",
+                format!("has `{broker}`; write host:port, separated by commas, or nothing for source.kafka.brokers"),
+            );
+        }
+    }
+    for key in TopicSettings::RESERVED.into_iter().filter(|key| log.properties.0.contains_key(*key)) {
+        let use_instead = if key == "bootstrap.servers" { "; use epoch_log.brokers" } else { "" };
+        r.add("epoch_log.properties", format!("has `{key}`, which the job sets itself, as exactly-once rests on it{use_instead}"));
+    }
+    for (key, given) in [("epoch_log.brokers", !log.brokers.is_empty()), ("epoch_log.properties", !log.properties.0.is_empty())] {
+        if given && topic.is_none() {
+            r.add(key, "is of no use without a topic; set epoch_log.home to kafka:<topic>, or leave it out");
+        }
+    }
+    if !log.storage.0.is_empty() && !log.home.contains("://") {
+        r.add("epoch_log.storage", "is of no use without a URL; set epoch_log.home to one such as s3://bucket/folder, or leave it out");
     }
 }
 

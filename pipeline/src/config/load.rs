@@ -18,7 +18,15 @@ use super::{Config, check};
 type Node<'i> = Spanned<DeValue<'i>>;
 
 /// Tables whose keys are the user's to name.
-const OPEN_TABLES: [&str; 4] = ["source.kafka.properties", "sinks.delta.storage", "sinks.kafka.properties", "currencies"];
+const OPEN_TABLES: [&str; 7] = [
+    "source.kafka.properties",
+    "epoch_log.properties",
+    "epoch_log.storage",
+    "checkpoint.storage",
+    "sinks.delta.storage",
+    "sinks.kafka.properties",
+    "currencies",
+];
 
 /// What keeps settings from being used.
 #[derive(Debug, thiserror::Error)]

@@ -207,6 +207,35 @@ fn wrong_values_say_what_to_do() {
         ],
     );
     check(
+        "[epoch_log]\nhome = '/var/lib/log'\nbrokers = 'a:1'\nproperties.acks = '1'\nstorage.aws_region = 'x'\n",
+        &[],
+        expect![[r#"
+            orderflow.toml:2: epoch_log.home is `/var/lib/log`; write kafka:<topic>, a URL such as s3://bucket/folder, or nothing for a file in job.data_dir
+            orderflow.toml:3: epoch_log.brokers is of no use without a topic; set epoch_log.home to kafka:<topic>, or leave it out
+            orderflow.toml:4: epoch_log.properties has `acks`, which the job sets itself, as exactly-once rests on it
+            orderflow.toml:4: epoch_log.properties is of no use without a topic; set epoch_log.home to kafka:<topic>, or leave it out
+            orderflow.toml:5: epoch_log.storage is of no use without a URL; set epoch_log.home to one such as s3://bucket/folder, or leave it out"#]],
+    );
+    check(
+        "",
+        &["epoch_log.home=kafka:a b", "epoch_log.brokers=redpanda"],
+        expect![[r#"
+        --set epoch_log.home: epoch_log.home is `a b`; choose 1 to 249 of the characters A-Z a-z 0-9 _-.
+        --set epoch_log.brokers: epoch_log.brokers has `redpanda`; write host:port, separated by commas, or nothing for source.kafka.brokers"#]],
+    );
+    check(
+        "",
+        &["epoch_log.home=kafka:orders"],
+        expect!["--set epoch_log.home: epoch_log.home is the input `orders`; name a topic that nothing else writes to"],
+    );
+    check(
+        "",
+        &["epoch_log.home=ftp://host/log"],
+        expect!["--set epoch_log.home: epoch_log.home has the scheme `ftp`; choose one of file, s3, s3a, gs, az, abfs, abfss"],
+    );
+    check("", &["epoch_log.home=s3://bucket/log", "epoch_log.storage.aws_region=x"], expect!["fine"]);
+    check("", &["epoch_log.home=kafka:epochs", "epoch_log.brokers=a:1,b:2", "epoch_log.properties.linger.ms=1"], expect!["fine"]);
+    check(
         "[[validate.rules]]\nname = 'a b'\nsql = ' '\n",
         &[],
         expect![[r#"

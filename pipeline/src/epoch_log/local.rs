@@ -1,27 +1,39 @@
-//! The epoch log in a local file.
+//! The epoch log in a folder.
 //!
-//! `epochs.log` in the job's folder: a line for each record, `<crc32 of the JSON, 8 hex digits> <JSON>\n`, the first one the
-//! [`LogHeader`]. A crash can leave the last line unfinished; it was not durable, so nothing depends on it, and it is cut off.
+//! `epochs.log`, and once that is large `epochs-<first epoch>.log` for each further part: *segments*, of lines as all homes have them, each
+//! begun with the [`LogHeader`]. So the records behind an epoch are found by the names alone, and no more than one segment is read in vain.
+//!
+//! A crash can leave the last segment's last lines unfinished; they were not durable, so nothing depends on them, and they are cut
+//! off. **Invariant:** a segment is begun only when all before it is durable, so no other segment may end in an unfinished line.
+//!
 //! `epochs.lock` is locked while a job runs.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use orderflow_operators::epoch::Epoch;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
+use super::lines::{Sequence, follow, parse_line, push_line};
 use super::{EpochLog, EpochLogError, EpochRecord, LogHeader};
 
 const LOG: &str = "epochs.log";
 const LOCK: &str = "epochs.lock";
 
-/// The epoch log in a local file, open for appending.
+/// A segment of this size is followed by another. A quarter of a million epochs or more, read in half a second.
+const SEGMENT_BYTES_MAX: u64 = 64 << 20;
+
+/// The epoch log in a folder, open for appending.
 pub struct LocalLog {
-    path: PathBuf,
+    folder: PathBuf,
+    segment: Segment,
     file: File,
+    /// Of the segment.
+    bytes: u64,
+    segment_bytes_max: u64,
+    header: LogHeader,
+    last: Epoch,
     lock: FolderLock,
     buffer: Vec<u8>,
 }
@@ -38,136 +50,209 @@ impl LocalLog {
         self.lock.clone()
     }
 
-    /// Opens the log in `folder`, or begins one, and returns what is in it.
+    /// Opens the log in `folder`, or begins one, and returns what is in it behind `after`.
     ///
     /// # Errors
-    /// If it is in use, belongs to another job, or cannot be read or written.
-    pub fn open(folder: &Path, header: &LogHeader) -> Result<(LocalLog, Vec<EpochRecord>), EpochLogError> {
-        let path = folder.join(LOG);
-        let io = |source| EpochLogError::Io { path: path.display().to_string(), source };
-        std::fs::create_dir_all(folder).map_err(io)?;
+    /// If it is in use, belongs to another job, ends before `after`, or cannot be read or written.
+    pub fn open(folder: &Path, header: &LogHeader, after: Epoch) -> Result<(LocalLog, Vec<EpochRecord>), EpochLogError> {
+        LocalLog::open_with(folder, header, after, SEGMENT_BYTES_MAX)
+    }
+
+    fn open_with(
+        folder: &Path,
+        header: &LogHeader,
+        after: Epoch,
+        segment_bytes_max: u64,
+    ) -> Result<(LocalLog, Vec<EpochRecord>), EpochLogError> {
+        std::fs::create_dir_all(folder).map_err(failed(folder))?;
         let lock = lock(folder)?;
-        let mut records = Vec::new();
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(io)?;
-        let contents = read(&file, &path)?;
-        file.set_len(contents.whole_bytes).map_err(io)?;
-        match contents.header {
-            Some(begun) => {
-                if let Some(what) = begun.difference(header) {
-                    return Err(EpochLogError::Different { path: path.display().to_string(), what });
-                }
-                records = contents.records;
-            }
-            None => {
-                let mut line = Vec::new();
-                push_line(&mut line, header);
-                file.write_all(&line).map_err(io)?;
+        let contents = read(folder, after)?;
+        for (segment, begun) in &contents.headers {
+            if let Some(what) = begun.difference(header) {
+                return Err(EpochLogError::Different { log: segment.path.display().to_string(), what });
             }
         }
+        let last = contents.sequence.last();
+        let records = contents.sequence.finish(&folder.display().to_string())?;
+        let (segment, whole_bytes) = contents.newest.unwrap_or_else(|| (Segment::at(folder, 1), 0));
+        let (file, bytes) = segment.continued(header, whole_bytes).map_err(failed(&segment.path))?;
         // What was read may be in the page cache alone, but counts as durable from here on. The file's name is durable once its folder
         // is, and that one's once the folder around it is.
         let folders = [Some(folder), folder.parent()].into_iter().flatten().filter(|path| !path.as_os_str().is_empty());
-        file.sync_all().map_err(io)?;
         for folder in folders {
-            File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
+            sync_folder(folder)?;
         }
-        Ok((LocalLog { path, file, lock: FolderLock { _file: Arc::new(lock) }, buffer: Vec::new() }, records))
+        let lock = FolderLock { _file: Arc::new(lock) };
+        let (folder, header) = (folder.to_owned(), header.clone());
+        let log = LocalLog { folder, segment, file, bytes, segment_bytes_max, header, last, lock, buffer: Vec::new() };
+        Ok((log, records))
     }
 
-    /// Reads the log in `folder`, which may be in use.
+    /// Reads the log in `folder` behind `after`; it may be in use.
     ///
     /// # Errors
-    /// If there is none, or it is damaged.
-    pub fn read(folder: &Path) -> Result<Vec<EpochRecord>, EpochLogError> {
-        let path = folder.join(LOG);
-        match File::open(&path) {
-            Ok(file) => Ok(read(&file, &path)?.records),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Err(EpochLogError::Missing { path: folder.display().to_string() })
-            }
-            Err(source) => Err(EpochLogError::Io { path: path.display().to_string(), source }),
+    /// If there is none, it is damaged, or ends before `after`.
+    pub fn read(folder: &Path, after: Epoch) -> Result<Vec<EpochRecord>, EpochLogError> {
+        let contents = read(folder, after)?;
+        let log = folder.display().to_string();
+        if contents.newest.is_none() {
+            return Err(EpochLogError::Missing { log });
         }
+        contents.sequence.finish(&log)
+    }
+
+    /// Goes on in a new segment.
+    fn begin_segment(&mut self) -> Result<(), EpochLogError> {
+        let segment = Segment::at(&self.folder, self.last.0 + 1);
+        (self.file, self.bytes) = segment.continued(&self.header, 0).map_err(failed(&segment.path))?;
+        self.segment = segment;
+        sync_folder(&self.folder)
     }
 }
 
 impl EpochLog for LocalLog {
     fn append(&mut self, records: &[EpochRecord]) -> Result<(), EpochLogError> {
+        let last = follow(self.last, records);
+        if self.bytes >= self.segment_bytes_max && self.segment.first <= self.last.0 {
+            self.begin_segment()?;
+        }
         self.buffer.clear();
         for record in records {
             push_line(&mut self.buffer, record);
         }
-        self.file
-            .write_all(&self.buffer)
-            .and_then(|()| self.file.sync_data())
-            .map_err(|source| EpochLogError::Io { path: self.path.display().to_string(), source })
+        self.file.write_all(&self.buffer).and_then(|()| self.file.sync_data()).map_err(failed(&self.segment.path))?;
+        self.bytes += self.buffer.len() as u64;
+        self.last = last;
+        Ok(())
     }
+}
+
+fn failed(path: &Path) -> impl Fn(io::Error) -> EpochLogError {
+    let path = path.display().to_string();
+    move |source| EpochLogError::Io { path: path.clone(), source }
+}
+
+fn sync_folder(folder: &Path) -> Result<(), EpochLogError> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed(folder))
 }
 
 fn lock(folder: &Path) -> Result<File, EpochLogError> {
     let path = folder.join(LOCK);
-    let io = |source| EpochLogError::Io { path: path.display().to_string(), source };
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(io)?;
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed(&path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(EpochLogError::InUse { path: path.display().to_string() }),
-        Err(TryLockError::Error(source)) => Err(io(source)),
+        Err(TryLockError::Error(source)) => Err(failed(&path)(source)),
     }
 }
 
-fn push_line(buffer: &mut Vec<u8>, value: &impl Serialize) {
-    let json = serde_json::to_string(value).expect("records and headers are plain data");
-    buffer.extend_from_slice(format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes())).as_bytes());
+/// A file of the log.
+#[derive(Clone, Debug)]
+struct Segment {
+    /// Its first epoch, or that of the next record.
+    first: u64,
+    path: PathBuf,
 }
 
-fn parse_line<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> {
-    let (sum, json) = line.split_at_checked(9).ok_or("it is too short")?;
-    let sum = std::str::from_utf8(&sum[..8]).ok().and_then(|s| u32::from_str_radix(s, 16).ok()).ok_or("it has no checksum")?;
-    if crc32fast::hash(json) != sum {
-        return Err("its checksum does not fit".into());
+impl Segment {
+    fn at(folder: &Path, first: u64) -> Segment {
+        let name = if first == 1 { LOG.to_owned() } else { format!("epochs-{first:012}.log") };
+        Segment { first, path: folder.join(name) }
     }
-    serde_json::from_slice(json).map_err(|e| e.to_string())
+
+    /// All in a folder, in order.
+    fn list(folder: &Path) -> io::Result<Vec<Segment>> {
+        let entries = match std::fs::read_dir(folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut segments = Vec::new();
+        for entry in entries {
+            let name = entry?.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let number = name.strip_prefix("epochs-").and_then(|rest| rest.strip_suffix(".log")).and_then(|first| first.parse().ok());
+            if let Some(first) = if name == LOG { Some(1) } else { number } {
+                segments.push(Segment { first, path: folder.join(name) });
+            }
+        }
+        segments.sort_by_key(|segment| segment.first);
+        Ok(segments)
+    }
+
+    /// Its file, behind the first `whole_bytes`, and its size; with a header if it has none yet.
+    fn continued(&self, header: &LogHeader, whole_bytes: u64) -> io::Result<(File, u64)> {
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(&self.path)?;
+        file.set_len(whole_bytes)?;
+        let mut line = Vec::new();
+        if whole_bytes == 0 {
+            push_line(&mut line, header);
+            file.write_all(&line)?;
+        }
+        file.sync_all()?;
+        Ok((file, whole_bytes + line.len() as u64))
+    }
 }
 
 struct Contents {
-    header: Option<LogHeader>,
-    records: Vec<EpochRecord>,
-    /// Bytes of whole lines.
-    whole_bytes: u64,
+    /// Of the segments that were read.
+    headers: Vec<(Segment, LogHeader)>,
+    sequence: Sequence,
+    /// The last segment, if there is any, and how many bytes of it are whole lines.
+    newest: Option<(Segment, u64)>,
 }
 
-fn read(file: &File, path: &Path) -> Result<Contents, EpochLogError> {
-    let io = |source| EpochLogError::Io { path: path.display().to_string(), source };
-    let mut reader = BufReader::new(file);
-    let mut contents = Contents { header: None, records: Vec::new(), whole_bytes: 0 };
-    let mut bytes = Vec::new();
-    for line in 1.. {
-        bytes.clear();
-        let read = reader.read_until(b'\n', &mut bytes).map_err(io)?;
-        let damaged = |what: String| EpochLogError::Damaged { path: path.display().to_string(), line, what };
-        let Some((b'\n', text)) = bytes.split_last() else { break };
-        let parsed = if line == 1 {
-            parse_line(text).map(|header| contents.header = Some(header))
-        } else {
-            parse_line::<EpochRecord>(text).map(|record| contents.records.push(record))
-        };
-        if let Err(what) = parsed {
-            // A group of lines is written at once, so a crash may tear more than the last line; but behind a torn one nothing whole follows.
-            if rest_is_torn(&mut reader).map_err(io)? {
-                break;
-            }
-            return Err(damaged(what));
-        }
-        if let Some(last) = contents.records.last()
-            && last.epoch != Epoch(contents.records.len() as u64)
-        {
-            return Err(damaged(format!("epoch {} follows epoch {}", last.epoch, contents.records.len() - 1)));
-        }
-        contents.whole_bytes += read as u64;
+fn read(folder: &Path, after: Epoch) -> Result<Contents, EpochLogError> {
+    let segments = Segment::list(folder).map_err(failed(folder))?;
+    let from = segments.iter().rposition(|segment| segment.first <= after.0 + 1).unwrap_or(0);
+    let mut contents = Contents { headers: Vec::new(), sequence: Sequence::new(after), newest: None };
+    for (at, segment) in segments.iter().enumerate().skip(from) {
+        contents.read(segment, at + 1 == segments.len())?;
     }
     Ok(contents)
 }
 
-fn rest_is_torn(reader: &mut impl BufRead) -> std::io::Result<bool> {
+impl Contents {
+    fn read(&mut self, segment: &Segment, newest: bool) -> Result<(), EpochLogError> {
+        let io = failed(&segment.path);
+        let mut reader = BufReader::new(File::open(&segment.path).map_err(&io)?);
+        let mut whole_bytes = 0;
+        let mut bytes = Vec::new();
+        for line in 1.. {
+            bytes.clear();
+            let read = reader.read_until(b'\n', &mut bytes).map_err(&io)?;
+            let damaged = |what: String| EpochLogError::Damaged { place: format!("{}, line {line}", segment.path.display()), what };
+            if line == 1 {
+                self.sequence.expect(segment.first).map_err(damaged)?;
+            }
+            let text = match bytes.split_last() {
+                Some((b'\n', text)) => text,
+                None if line > 1 => break,
+                _ if newest => break,
+                _ => return Err(damaged("it ends within a line, but there are later files".to_owned())),
+            };
+            let parsed = if line == 1 {
+                parse_line(text).map(|header| {
+                    self.headers.push((segment.clone(), header));
+                    None
+                })
+            } else {
+                parse_line::<EpochRecord>(text).map(Some)
+            };
+            match parsed {
+                Ok(record) => record.map_or(Ok(()), |record| self.sequence.take(record)).map_err(damaged)?,
+                // A group of lines is written at once, so a crash may tear more than the last line; but behind a torn one nothing
+                // whole follows.
+                Err(_) if newest && rest_is_torn(&mut reader).map_err(&io)? => break,
+                Err(what) => return Err(damaged(what)),
+            }
+            whole_bytes += read as u64;
+        }
+        self.newest = Some((segment.clone(), whole_bytes));
+        Ok(())
+    }
+}
+
+fn rest_is_torn(reader: &mut impl BufRead) -> io::Result<bool> {
     let mut bytes = Vec::new();
     loop {
         bytes.clear();
@@ -181,64 +266,4 @@ fn rest_is_torn(reader: &mut impl BufRead) -> std::io::Result<bool> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeMap;
-
-    fn header() -> LogHeader {
-        LogHeader { format: 1, job: "test".into(), splits: vec!["orders-0.jsonl".into()], settings: BTreeMap::new() }
-    }
-
-    fn record(epoch: u64) -> EpochRecord {
-        EpochRecord { epoch: Epoch(epoch), sealed_at: 1000 + epoch as i64, ranges: [(0, (epoch as i64 - 1, epoch as i64))].into() }
-    }
-
-    #[test]
-    fn continues_where_it_was() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(LocalLog::read(folder.path()), Err(EpochLogError::Missing { .. })));
-        let (mut log, records) = LocalLog::open(folder.path(), &header()).unwrap();
-        assert_eq!(records, []);
-        log.append(&[record(1), record(2)]).unwrap();
-        assert!(matches!(LocalLog::open(folder.path(), &header()), Err(EpochLogError::InUse { .. })));
-        drop(log);
-        let (mut log, records) = LocalLog::open(folder.path(), &header()).unwrap();
-        assert_eq!(records, [record(1), record(2)]);
-        log.append(&[record(3)]).unwrap();
-        assert_eq!(LocalLog::read(folder.path()).unwrap().len(), 3);
-    }
-
-    #[test]
-    fn is_cut_back_to_whole_records_wherever_a_crash_tore_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let (mut log, _) = LocalLog::open(folder.path(), &header()).unwrap();
-        log.append(&[record(1), record(2), record(3)]).unwrap();
-        drop(log);
-        let path = folder.path().join(LOG);
-        let whole = std::fs::read(&path).unwrap();
-        for len in 0..whole.len() {
-            std::fs::write(&path, &whole[..len]).unwrap();
-            let (mut log, records) = LocalLog::open(folder.path(), &header()).unwrap();
-            let next = records.len() as u64 + 1;
-            log.append(&[record(next)]).unwrap();
-            drop(log);
-            let expected: Vec<_> = (1..=next).map(record).collect();
-            assert_eq!(LocalLog::read(folder.path()).unwrap(), expected, "torn at {len}");
-        }
-    }
-
-    #[test]
-    fn damage_in_its_midst_is_told() {
-        let folder = tempfile::tempdir().unwrap();
-        let (mut log, _) = LocalLog::open(folder.path(), &header()).unwrap();
-        log.append(&[record(1), record(2), record(3)]).unwrap();
-        drop(log);
-        let path = folder.path().join(LOG);
-        let mut bytes = std::fs::read(&path).unwrap();
-        let at = bytes.iter().enumerate().filter(|(_, b)| **b == b'\n').nth(1).unwrap().0;
-        bytes[at - 3] ^= 1;
-        std::fs::write(&path, &bytes).unwrap();
-        let error = LocalLog::read(folder.path()).unwrap_err();
-        assert!(matches!(error, EpochLogError::Damaged { line: 2, .. }), "{error}");
-    }
-}
+mod tests;

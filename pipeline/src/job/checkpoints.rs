@@ -20,13 +20,15 @@ use crate::metrics::Metrics;
 /// A group is written whole again after so many checkpoints at the latest: that bounds the files of a checkpoint.
 const BASE_CHECKPOINTS_MAX: u64 = 32;
 
-/// The store of a job's checkpoints.
-///
-/// # Errors
-/// If `checkpoint.url` or an option of it makes no sense.
-pub(crate) fn store(config: &Config, folder: &Path) -> Result<CheckpointStore, CheckpointError> {
+/// Where a job in this folder keeps its checkpoints, unless the settings say otherwise.
+pub(super) fn folder(of_job: &Path) -> String {
+    of_job.join("checkpoints").display().to_string()
+}
+
+/// The store of the checkpoints of the job in a folder.
+pub(super) fn store(config: &Config, of_job: &Path) -> Result<CheckpointStore, CheckpointError> {
     let checkpoint = &config.checkpoint;
-    let address = if checkpoint.url.is_empty() { folder.join("checkpoints").display().to_string() } else { checkpoint.url.clone() };
+    let address = if checkpoint.url.is_empty() { folder(of_job) } else { checkpoint.url.clone() };
     CheckpointStore::open(&address, &checkpoint.storage.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect())
 }
 
@@ -56,8 +58,8 @@ pub(super) struct Running {
 }
 
 impl Checkpoints {
-    pub fn open(config: &Config, folder: &Path) -> Result<Checkpoints, JobError> {
-        Ok(Checkpoints { store: store(config, folder)? })
+    pub fn open(config: &Config) -> Result<Checkpoints, JobError> {
+        Ok(Checkpoints { store: store(config, &config.job.data_dir)? })
     }
 
     pub fn url(&self) -> &str {

@@ -10,8 +10,9 @@ use orderflow_operators::watermark::WatermarkSettings;
 use orderflow_sql::SqlPredicate;
 
 use super::JobError;
-use crate::config::Config;
+use crate::config::{Config, EpochLogConfig};
 use crate::dataflow::Settings;
+use crate::epoch_log::{LogHome, ObjectSettings, TopicSettings};
 use crate::sealer::MARKS_MAX;
 use crate::source::{KafkaSettings, SourceLimits};
 
@@ -43,6 +44,27 @@ pub(super) fn kafka(config: &Config) -> KafkaSettings {
         group_id: config.job.id.clone(),
         properties: config.source.kafka.properties.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
     }
+}
+
+/// Where the epoch log of a live job is.
+pub(super) fn log_home(config: &Config) -> LogHome {
+    let log = &config.epoch_log;
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    if log.home.is_empty() {
+        return LogHome::Folder(config.job.data_dir.clone());
+    }
+    let Some(topic) = log.home.strip_prefix(EpochLogConfig::TOPIC) else {
+        return LogHome::Objects(ObjectSettings { url: log.home.clone(), storage: log.storage.iter().map(owned).collect() });
+    };
+    let mut properties = BTreeMap::new();
+    let mut brokers = &log.brokers;
+    if brokers.is_empty() {
+        // The same brokers let the job in with the same TLS and SASL.
+        brokers = &config.source.kafka.brokers;
+        properties.extend(config.source.kafka.properties.iter().map(owned));
+    }
+    properties.extend(log.properties.iter().map(owned));
+    LogHome::Topic(TopicSettings { brokers: brokers.clone(), topic: topic.to_owned(), job: config.job.id.clone(), properties })
 }
 
 /// What operators are told.

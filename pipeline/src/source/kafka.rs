@@ -35,8 +35,8 @@ use super::{Source, SourceError, SourceLimits, Split, SplitReader, Wake, numbere
 use poll::{Opened, Poller};
 use start::{Answer, REQUEST_WAIT};
 
-pub(super) use client::{Context, client_config, refused_settings};
-pub(super) use start::{BROKERS_WAIT, Deadline};
+pub(crate) use client::{Context, client_config, refused_settings};
+pub(crate) use start::{BROKERS_WAIT, Deadline};
 
 /// Where the topics are, and under which names.
 #[derive(Clone)]

@@ -60,7 +60,8 @@ impl TopicWriter {
             let has = match deadline.find_topic(producer.client(), &serve, topic)? {
                 Some(has) => has,
                 None => {
-                    create_topic(&config, topic, wanted)?;
+                    // −1: as many replicas as the brokers make by default.
+                    create_topic(&config, topic, wanted, -1, &[])?;
                     // The broker that is asked may hear of it a moment later.
                     deadline.partition_count(producer.client(), &serve, topic)?
                 }
@@ -158,11 +159,18 @@ const PRODUCER: [(&str, &str); 9] = [
     ("message.timeout.ms", "120000"),
 ];
 
-fn create_topic(config: &ClientConfig, topic: &str, partitions: i32) -> Result<(), SourceError> {
+/// Creates a topic with settings of its own, unless it is there.
+pub(crate) fn create_topic(
+    config: &ClientConfig,
+    topic: &str,
+    partitions: i32,
+    replicas: i32,
+    settings: &[(&str, &str)],
+) -> Result<(), SourceError> {
     let failed = |reason: String| SourceError::NotCreated { topic: topic.to_owned(), reason };
     let admin: AdminClient<Context> = config.create_with_context(Context::default()).map_err(refused_settings)?;
-    // −1: as many replicas as the brokers make by default.
-    let new = [NewTopic::new(topic, partitions, TopicReplication::Fixed(-1))];
+    let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas));
+    let new = [settings.iter().fold(new, |new, (name, value)| new.set(name, value))];
     let options = AdminOptions::new().request_timeout(Some(CREATE_WAIT)).operation_timeout(Some(CREATE_WAIT));
     let results = block_on(admin.create_topics(&new, &options)).map_err(|error| failed(error.to_string()))?;
     match results.into_iter().next() {
@@ -174,7 +182,7 @@ fn create_topic(config: &ClientConfig, topic: &str, partitions: i32) -> Result<(
 }
 
 /// Waits for the one answer that librdkafka gives as a future; its own thread makes it.
-fn block_on<F: Future>(future: F) -> F::Output {
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(Thread);
     impl Wake for Unpark {
         fn wake(self: Arc<Self>) {

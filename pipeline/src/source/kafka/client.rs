@@ -25,7 +25,7 @@ const RESERVED: [(&str, &str); 8] = [
 ];
 
 /// librdkafka's settings for a client: the module's own, then the user's over them.
-pub(in crate::source) fn client_config(settings: &KafkaSettings, own: &[(&str, &str)]) -> Result<ClientConfig, SourceError> {
+pub(crate) fn client_config(settings: &KafkaSettings, own: &[(&str, &str)]) -> Result<ClientConfig, SourceError> {
     let mut config = ClientConfig::new();
     config.set_log_level(if tracing::enabled!(tracing::Level::DEBUG) { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info });
     config.set("bootstrap.servers", &settings.brokers);
@@ -80,7 +80,7 @@ pub(super) fn consumer_config(settings: &KafkaSettings, limits: &SourceLimits) -
 }
 
 /// What librdkafka does not like about the settings.
-pub(in crate::source) fn refused_settings(error: KafkaError) -> SourceError {
+pub(crate) fn refused_settings(error: KafkaError) -> SourceError {
     match error {
         KafkaError::ClientConfig(_, reason, name, _) => SourceError::Property { name, reason },
         KafkaError::ClientCreation(reason) => SourceError::Client { reason },
@@ -104,7 +104,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Takes what a client tells beside messages: into the log, at most a line of each kind in ten seconds.
 #[derive(Default)]
-pub(in crate::source) struct Context {
+pub(crate) struct Context {
     /// By kind: when it was logged, and how many lines were left out since.
     logged: Mutex<HashMap<String, (Instant, u64)>>,
     last_reason: Mutex<Option<String>>,
@@ -114,7 +114,7 @@ pub(in crate::source) struct Context {
 
 /// What became of messages that were sent.
 #[derive(Clone, Default)]
-pub(in crate::source) struct Delivery {
+pub(crate) struct Delivery {
     pub delivered: u64,
     pub failed: u64,
     pub first_failure: Option<String>,

@@ -10,7 +10,7 @@ use super::Context;
 use crate::source::SourceError;
 
 /// How long to wait for brokers at the start.
-pub(in crate::source) const BROKERS_WAIT: Duration = Duration::from_secs(60);
+pub(crate) const BROKERS_WAIT: Duration = Duration::from_secs(60);
 /// How long to wait for a topic that brokers do not know: it may just have been created.
 const TOPIC_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait for one answer.
@@ -29,7 +29,7 @@ pub(super) enum Answer<T> {
 }
 
 /// How long requests at the start may wait for brokers.
-pub(in crate::source) struct Deadline {
+pub(crate) struct Deadline {
     at: Instant,
     wait: Duration,
     brokers: String,

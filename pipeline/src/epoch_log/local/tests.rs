@@ -1,0 +1,185 @@
+use proptest::prelude::*;
+
+use super::super::test_records::{header, record, records};
+use super::*;
+
+/// A segment for each few records.
+const SMALL: u64 = 300;
+
+fn open(folder: &Path) -> (LocalLog, Vec<EpochRecord>) {
+    LocalLog::open_with(folder, &header(), Epoch(0), SMALL).unwrap()
+}
+
+fn read_all(folder: &Path) -> Vec<EpochRecord> {
+    LocalLog::read(folder, Epoch(0)).unwrap()
+}
+
+fn file_names(folder: &Path) -> Vec<String> {
+    Segment::list(folder).unwrap().iter().map(|segment| segment.path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn continues_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    assert!(matches!(LocalLog::read(folder, Epoch(0)), Err(EpochLogError::Missing { .. })));
+    let (mut log, found) = LocalLog::open(folder, &header(), Epoch(0)).unwrap();
+    assert_eq!(found, []);
+    log.append(&records(1..3)).unwrap();
+    assert!(matches!(LocalLog::open(folder, &header(), Epoch(0)), Err(EpochLogError::InUse { .. })));
+    drop(log);
+    let (mut log, found) = LocalLog::open(folder, &header(), Epoch(0)).unwrap();
+    assert_eq!(found, records(1..3));
+    log.append(&records(3..4)).unwrap();
+    assert_eq!(read_all(folder), records(1..4));
+    assert_eq!(file_names(folder), ["epochs.log"]);
+}
+
+#[test]
+fn a_log_of_one_file_goes_on_in_segments() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let (mut log, _) = LocalLog::open(folder, &header(), Epoch(0)).unwrap();
+    log.append(&records(1..10)).unwrap();
+    drop(log);
+    let (mut log, found) = open(folder);
+    assert_eq!(found, records(1..10));
+    log.append(&records(10..12)).unwrap();
+    assert_eq!(file_names(folder), ["epochs.log", "epochs-000000000010.log"]);
+    assert_eq!(read_all(folder), records(1..12));
+}
+
+#[test]
+fn is_read_behind_an_epoch_from_the_segment_that_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let (mut log, _) = open(folder);
+    (1..30).for_each(|epoch| log.append(&[record(epoch)]).unwrap());
+    drop(log);
+    assert!(file_names(folder).len() > 5);
+    for after in 0..30 {
+        assert_eq!(LocalLog::read(folder, Epoch(after)).unwrap(), records(after + 1..30), "behind {after}");
+        let (_log, found) = LocalLog::open(folder, &header(), Epoch(after)).unwrap();
+        assert_eq!(found, records(after + 1..30), "opened behind {after}");
+    }
+    let error = LocalLog::read(folder, Epoch(30)).unwrap_err();
+    assert!(matches!(error, EpochLogError::TooShort { last: 29, after: 30, .. }), "{error}");
+    // What is before it is not looked at.
+    std::fs::write(folder.join(LOG), "no log").unwrap();
+    assert_eq!(LocalLog::read(folder, Epoch(20)).unwrap(), records(21..30));
+}
+
+#[test]
+fn is_cut_back_to_whole_records_wherever_a_crash_tore_it() {
+    for segments in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let (mut log, _) = open(folder);
+        let begun = if segments { 8 } else { 1 };
+        (1..begun).for_each(|epoch| log.append(&[record(epoch)]).unwrap());
+        if segments {
+            log.begin_segment().unwrap();
+        }
+        log.append(&records(begun..begun + 3)).unwrap();
+        drop(log);
+        let path = Segment::list(folder).unwrap().pop().unwrap().path;
+        let whole = std::fs::read(&path).unwrap();
+        for len in 0..whole.len() {
+            std::fs::write(&path, &whole[..len]).unwrap();
+            let (mut log, found) = LocalLog::open(folder, &header(), Epoch(0)).unwrap();
+            let next = found.len() as u64 + 1;
+            assert!(next >= begun, "torn at {len}: what is before is whole");
+            log.append(&[record(next)]).unwrap();
+            drop(log);
+            assert_eq!(read_all(folder), records(1..next + 1), "torn at {len}");
+        }
+    }
+}
+
+#[test]
+fn damage_in_its_midst_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let (mut log, _) = open(folder);
+    (1..12).for_each(|epoch| log.append(&[record(epoch)]).unwrap());
+    drop(log);
+    let segments = Segment::list(folder).unwrap();
+    assert!(segments.len() >= 3);
+    let check = |segment: &Segment, bytes: &[u8], expected: &str| {
+        let before = std::fs::read(&segment.path).unwrap();
+        std::fs::write(&segment.path, bytes).unwrap();
+        let error = LocalLog::read(folder, Epoch(0)).unwrap_err();
+        assert!(matches!(error, EpochLogError::Damaged { .. }), "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
+        std::fs::write(&segment.path, before).unwrap();
+    };
+    for segment in &segments[..segments.len() - 1] {
+        let whole = std::fs::read(&segment.path).unwrap();
+        let ends: Vec<usize> = whole.iter().enumerate().filter(|(_, b)| **b == b'\n').map(|(at, _)| at).collect();
+        let name = segment.path.display();
+        for (line, end) in ends.iter().enumerate() {
+            let mut bytes = whole.clone();
+            bytes[end - 3] ^= 1;
+            check(segment, &bytes, &format!("{name}, line {} is damaged: its checksum does not fit", line + 1));
+        }
+        check(segment, &whole[..whole.len() - 1], "it ends within a line, but there are later files");
+        check(segment, &whole[..ends[ends.len() - 2] + 1], "follows epoch");
+    }
+    // In the last one, something whole must follow.
+    let last = &segments[segments.len() - 1];
+    let mut bytes = std::fs::read(&last.path).unwrap();
+    push_line(&mut bytes, &record(12));
+    let end = bytes.iter().position(|b| *b == b'\n').unwrap();
+    bytes[end - 3] ^= 1;
+    check(last, &bytes, "line 1 is damaged");
+
+    std::fs::remove_file(&segments[0].path).unwrap();
+    let error = LocalLog::open(folder, &header(), Epoch(0)).err().unwrap();
+    assert!(error.to_string().contains("what comes before is missing"), "{error}");
+}
+
+#[test]
+fn another_job_is_refused_behind_any_epoch() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(folder.path());
+    (1..12).for_each(|epoch| log.append(&[record(epoch)]).unwrap());
+    drop(log);
+    let other = LogHeader { job: "other".into(), ..header() };
+    for after in [0, 11] {
+        let error = LocalLog::open(folder.path(), &other, Epoch(after)).err().unwrap();
+        assert!(error.to_string().contains("it belongs to the job \"test\", this is \"other\""), "{error}");
+    }
+}
+
+proptest! {
+    /// However groups, restarts and torn ends come: what was acknowledged is there, once, in order.
+    #[test]
+    fn restarted_at_any_point_it_is_contiguous(
+        steps in prop::collection::vec((1_u64..6, any::<bool>(), 0_usize..200), 1..25),
+        segment_bytes_max in 1_u64..800,
+        after in 0_u64..40,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let reopen = |after| LocalLog::open_with(folder, &header(), Epoch(after), segment_bytes_max).unwrap();
+        let (mut log, _) = reopen(0);
+        let mut next = 1;
+        for (count, restart, torn) in steps {
+            log.append(&records(next..next + count)).unwrap();
+            next += count;
+            if restart {
+                drop(log);
+                // A crash amid the next group.
+                let mut group = Vec::new();
+                records(next..next + 3).iter().for_each(|record| push_line(&mut group, record));
+                let path = Segment::list(folder).unwrap().pop().unwrap().path;
+                OpenOptions::new().append(true).open(path).unwrap().write_all(&group[..torn.min(group.len() - 1)]).unwrap();
+                let found;
+                (log, found) = reopen(after.min(next - 1));
+                next = after.min(next - 1) + found.len() as u64 + 1;
+            }
+        }
+        prop_assert_eq!(read_all(folder), records(1..next));
+        prop_assert_eq!(LocalLog::read(folder, Epoch(after.min(next - 1))).unwrap(), records(after.min(next - 1) + 1..next));
+    }
+}

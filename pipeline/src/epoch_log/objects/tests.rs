@@ -1,0 +1,373 @@
+//! Against a store in memory that fails when it is told to, and against local disk.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use object_store::memory::InMemory;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStoreExt, PutMode, PutMultipartOptions,
+    PutOptions, PutPayload, PutResult, Result,
+};
+use proptest::prelude::*;
+
+use super::super::test_records::{header, record, records};
+use super::*;
+
+/// What becomes of a put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// It is not put.
+    Lost,
+    /// It is put, but the answer gets lost.
+    AnswerLost,
+}
+
+/// A store whose next puts do what they are told; then all is well again.
+#[derive(Debug, Default)]
+struct FaultyStore {
+    store: InMemory,
+    faults: Mutex<VecDeque<Fault>>,
+}
+
+impl FaultyStore {
+    fn next(&self, faults: &[Fault]) {
+        *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = faults.to_vec().into();
+    }
+}
+
+impl fmt::Display for FaultyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FaultyStore")
+    }
+}
+
+fn down() -> Error {
+    Error::Generic { store: "faulty", source: "the network is down".into() }
+}
+
+#[async_trait]
+impl ObjectStore for FaultyStore {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        assert_eq!(opts.mode, PutMode::Create, "nothing is ever replaced");
+        let fault = self.faults.lock().unwrap_or_else(PoisonError::into_inner).pop_front().unwrap_or(Fault::None);
+        if fault == Fault::Lost {
+            return Err(down());
+        }
+        let result = self.store.put_opts(location, payload, opts).await?;
+        if fault == Fault::AnswerLost { Err(down()) } else { Ok(result) }
+    }
+    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        self.store.put_multipart_opts(location, opts).await
+    }
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.store.get_opts(location, options).await
+    }
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.store.delete_stream(locations)
+    }
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.store.list(prefix)
+    }
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.store.list_with_delimiter(prefix).await
+    }
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.store.copy_opts(from, to, options).await
+    }
+}
+
+fn chain(store: &Arc<FaultyStore>) -> Chain {
+    Chain::new(store.clone(), Path::from("job/log"), "mem://job/log".to_owned()).unwrap()
+}
+
+fn open(store: &Arc<FaultyStore>, after: u64) -> (ObjectLog, Vec<EpochRecord>) {
+    ObjectLog::open_in(chain(store), &header(), Epoch(after)).unwrap()
+}
+
+fn read(store: &Arc<FaultyStore>, after: u64) -> std::result::Result<Vec<EpochRecord>, EpochLogError> {
+    ObjectLog::read_in(&chain(store), Epoch(after))
+}
+
+fn names(store: &Arc<FaultyStore>) -> Vec<String> {
+    let chain = chain(store);
+    let mut names = chain.runtime.block_on(chain.store.list("")).unwrap();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn continues_where_it_was() {
+    let store = Arc::new(FaultyStore::default());
+    assert!(matches!(read(&store, 0), Err(EpochLogError::Missing { .. })));
+    let (mut log, found) = open(&store, 0);
+    assert_eq!(found, []);
+    assert_eq!(read(&store, 0).unwrap(), []);
+    log.append(&records(1..4)).unwrap();
+    log.append(&records(4..6)).unwrap();
+    drop(log);
+    let (mut log, found) = open(&store, 0);
+    assert_eq!(found, records(1..6));
+    log.append(&records(6..7)).unwrap();
+    assert_eq!(read(&store, 0).unwrap(), records(1..7));
+    let expected =
+        ["000000000001-0000.log", "000000000001-0001.log", "000000000004-0000.log", "000000000006-0000.log", "000000000006-0001.log"];
+    assert_eq!(names(&store), expected);
+    for after in 0..7 {
+        assert_eq!(read(&store, after).unwrap(), records(after + 1..7), "behind {after}");
+    }
+    assert!(matches!(read(&store, 7), Err(EpochLogError::TooShort { last: 6, after: 7, .. })));
+    let other = LogHeader { job: "other".into(), ..header() };
+    for after in [0, 6] {
+        let error = ObjectLog::open_in(chain(&store), &other, Epoch(after)).err().unwrap();
+        assert!(matches!(error, EpochLogError::Different { .. }), "{error}");
+    }
+    log.append(&records(7..8)).expect("who was refused took nothing over");
+}
+
+#[test]
+fn of_two_writers_the_later_takes_over() {
+    let store = Arc::new(FaultyStore::default());
+    let (mut first, _) = open(&store, 0);
+    first.append(&records(1..3)).unwrap();
+    let (mut second, found) = open(&store, 0);
+    assert_eq!(found, records(1..3));
+    // Whether the second has appended yet or not.
+    for round in 0..2 {
+        let error = first.append(&records(3..5)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "another orderflow with job.id \"test\" took over its epoch log mem://job/log, and this one stops: run one at a time; if both \
+             are wanted, give each a job.id and an epoch log of its own"
+        );
+        second.append(&[record(3 + round)]).unwrap();
+    }
+    assert_eq!(read(&store, 0).unwrap(), records(1..5));
+}
+
+/// The opening's name is taken by an append that came between: it is read, and the opening put behind it.
+#[test]
+fn an_append_that_comes_while_the_log_is_taken_over_is_in_it() {
+    let store = Arc::new(FaultyStore::default());
+    let (mut first, _) = open(&store, 0);
+    first.append(&records(1..3)).unwrap();
+    let reader = chain(&store);
+    let stale = reader.read(Epoch(0)).unwrap();
+    first.append(&records(3..5)).unwrap();
+    let opening = object(&Head { generation: 2, writer: "b".into(), opens: Some(header()) }, &[]);
+    assert_eq!(reader.put(stale.next, opening).unwrap(), Put::Taken);
+    let (_second, found) = open(&store, 0);
+    assert_eq!(found, records(1..5));
+}
+
+#[test]
+fn many_writers_at_once() {
+    let store = Arc::new(FaultyStore::default());
+    drop(open(&store, 0));
+    let taken = |error: &EpochLogError| matches!(error, EpochLogError::TakenOver { .. });
+    let acknowledged: Vec<Vec<EpochRecord>> = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..4_i64)
+            .map(|writer| {
+                let store = &store;
+                scope.spawn(move || {
+                    let mut acknowledged = Vec::new();
+                    for _ in 0..8 {
+                        let Ok((mut log, found)) = ObjectLog::open_in(chain(store), &header(), Epoch(0)) else { continue };
+                        for next in (found.len() as u64 + 1..).take(5) {
+                            let mine = EpochRecord { sealed_at: writer, ..record(next) };
+                            match log.append(std::slice::from_ref(&mine)) {
+                                Ok(()) => acknowledged.push(mine),
+                                Err(error) => {
+                                    assert!(taken(&error), "{error}");
+                                    break;
+                                }
+                            }
+                        }
+                    }
+                    acknowledged
+                })
+            })
+            .collect();
+        writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+    });
+    let mut acknowledged = acknowledged.concat();
+    acknowledged.sort_by_key(|record| record.epoch);
+    assert_eq!(read(&store, 0).unwrap(), acknowledged, "what was acknowledged is there, once, and nothing else");
+}
+
+#[test]
+fn an_answer_that_is_lost_is_no_other_writer() {
+    use Fault::{AnswerLost, Lost};
+    let store = Arc::new(FaultyStore::default());
+    store.next(&[Lost, AnswerLost]);
+    let (mut log, _) = open(&store, 0);
+    for faults in [&[AnswerLost][..], &[Lost], &[Lost, AnswerLost]] {
+        store.next(faults);
+        let next = read(&store, 0).unwrap().len() as u64 + 1;
+        log.append(&records(next..next + 2)).unwrap();
+    }
+    assert_eq!(read(&store, 0).unwrap(), records(1..7));
+}
+
+#[test]
+fn patience_ends() {
+    let store = Arc::new(FaultyStore::default());
+    let (mut log, _) = open(&store, 0);
+    log.chain.store.patience = Duration::from_millis(200);
+    store.next(&[Fault::Lost; 20]);
+    let error = log.append(&records(1..2)).unwrap_err();
+    assert!(matches!(&error, EpochLogError::Unknown { reason, .. } if reason.contains("the network is down")), "{error}");
+}
+
+#[test]
+fn damage_is_told() {
+    let store = Arc::new(FaultyStore::default());
+    let (mut log, _) = open(&store, 0);
+    (1..5).for_each(|epoch| log.append(&[record(epoch)]).unwrap());
+    drop(log);
+    let chain = chain(&store);
+    for (name, expected) in [
+        ("000000000001-0000.log", "before it, 000000000001-0000.log is missing"),
+        ("000000000001-0001.log", "before it, 000000000001-0001.log is missing"),
+        ("000000000003-0000.log", "before it, 000000000003-0000.log is missing"),
+    ] {
+        let path = Path::from(format!("job/log/epochs/{name}"));
+        let whole = chain.runtime.block_on(async { store.store.get(&path).await.unwrap().bytes().await.unwrap() });
+        let put = |bytes: Vec<u8>| chain.runtime.block_on(store.store.put(&path, bytes.into())).unwrap();
+        let check = |expected: &str| {
+            let error = chain.read(Epoch(0)).err().unwrap();
+            assert!(matches!(error, EpochLogError::Damaged { .. }), "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
+        };
+        for at in 0..whole.len() {
+            put(whole[..at].to_vec());
+            check("is damaged");
+        }
+        let mut bytes = whole.to_vec();
+        bytes[20] ^= 1;
+        put(bytes);
+        check("line 1: its checksum does not fit");
+        chain.runtime.block_on(store.store.delete(&path)).unwrap();
+        check(expected);
+        put(whole.to_vec());
+    }
+    // A record twice, a record too many.
+    let path = Path::from("job/log/epochs/000000000005-0000.log");
+    let head = |generation| Head { generation, writer: "x".into(), opens: None };
+    for (bytes, expected) in [
+        (object(&head(1), &records(4..5)), "epoch 4 follows epoch 4"),
+        (object(&head(2), &records(5..6)), "it has generation 2 where 1 was expected"),
+        (object(&head(1), &[]), "it has no records"),
+    ] {
+        chain.runtime.block_on(store.store.put(&path, bytes.into())).unwrap();
+        let error = chain.read(Epoch(0)).err().unwrap();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn large_groups_are_cut_so_that_they_are_found() {
+    let store = Arc::new(FaultyStore::default());
+    let (mut log, _) = open(&store, 0);
+    log.append(&records(1..10_000)).unwrap();
+    log.append(&records(10_000..10_010)).unwrap();
+    assert_eq!(names(&store).len(), 5);
+    for after in [0, 1, 4095, 4096, 4097, 9998, 9999, 10_000, 10_009] {
+        assert_eq!(read(&store, after).unwrap(), records(after + 1..10_010), "behind {after}");
+    }
+}
+
+#[test]
+fn on_local_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = url::Url::from_directory_path(folder.path()).unwrap().to_string();
+    in_store(&ObjectSettings { url, storage: BTreeMap::new() });
+}
+
+/// As `sinks/tests/delta_s3.rs`, whose head says how to have a store.
+#[test]
+fn in_a_store_that_speaks_s3() {
+    let Ok(endpoint) = std::env::var("ORDERFLOW_TEST_S3") else {
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"SKIPPED the epoch log in S3: no store, set ORDERFLOW_TEST_S3\n");
+        return;
+    };
+    let key = |variable: &str| std::env::var(variable).unwrap_or_else(|_| "test".to_owned());
+    let storage = [
+        ("aws_endpoint", endpoint),
+        ("aws_region", "us-east-1".to_owned()),
+        ("aws_access_key_id", key("AWS_ACCESS_KEY_ID")),
+        ("aws_secret_access_key", key("AWS_SECRET_ACCESS_KEY")),
+    ];
+    let url = format!("s3://orderflow-test/epoch-log-{}", Uuid::new_v4());
+    in_store(&ObjectSettings { url, storage: storage.map(|(name, value)| (name.to_owned(), value)).into() });
+}
+
+fn in_store(settings: &ObjectSettings) {
+    let (mut first, found) = ObjectLog::open(settings, &header(), Epoch(0)).unwrap();
+    assert_eq!(found, []);
+    (1..20).for_each(|epoch| first.append(&[record(epoch)]).unwrap());
+    let (mut second, found) = ObjectLog::open(settings, &header(), Epoch(7)).unwrap();
+    assert_eq!(found, records(8..20));
+    let error = first.append(&records(20..21)).unwrap_err();
+    assert!(matches!(error, EpochLogError::TakenOver { .. }), "{error}");
+    second.append(&records(20..23)).unwrap();
+    assert_eq!(ObjectLog::read(settings, Epoch(0)).unwrap(), records(1..23));
+    assert_eq!(ObjectLog::read(settings, Epoch(20)).unwrap(), records(21..23));
+}
+
+#[test]
+fn wrong_settings_are_named() {
+    let check = |url: &str, storage: &[(&str, &str)], expected: &str| {
+        let storage = storage.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let error = ObjectLog::read(&ObjectSettings { url: url.into(), storage }, Epoch(0)).unwrap_err();
+        assert!(matches!(error, EpochLogError::Refused { .. }) && error.to_string().contains(expected), "{error}");
+    };
+    check("s3://bucket", &[("aws_regoin", "x")], "it has no option \"aws_regoin\"; correct epoch_log.home and epoch_log.storage");
+    check("ftp://bucket", &[], "ftp is none of file, s3, gs, az, abfss");
+    check("file:///proc/self/cmdline/log", &[], "give a folder");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    /// However groups, failures, restarts and other writers come: what was acknowledged is there, once, in order.
+    #[test]
+    fn restarted_at_any_point_it_is_contiguous(
+        steps in prop::collection::vec((1_u64..6, 0_u8..6, 0_u64..20), 1..20),
+    ) {
+        let store = Arc::new(FaultyStore::default());
+        let (mut log, _) = open(&store, 0);
+        let mut next = 1;
+        for (count, step, after) in steps {
+            match step {
+                0 => store.next(&[Fault::Lost]),
+                1 => store.next(&[Fault::AnswerLost]),
+                // Ended in an append that was not acknowledged, but may have got through.
+                2 | 3 => {
+                    log.chain.store.patience = Duration::ZERO;
+                    store.next(&[if step == 2 { Fault::Lost } else { Fault::AnswerLost }]);
+                    prop_assert!(log.append(&records(next..next + count)).is_err());
+                    let (again, found) = open(&store, after.min(next - 1));
+                    log = again;
+                    let last = after.min(next - 1) + found.len() as u64;
+                    prop_assert_eq!(last, if step == 2 { next - 1 } else { next + count - 1 });
+                    next = last + 1;
+                }
+                4 => {
+                    let (mut older, found) = (log, open(&store, 0));
+                    prop_assert!(older.append(&records(next..next + count)).is_err());
+                    log = found.0;
+                    prop_assert_eq!(found.1, records(1..next));
+                }
+                _ => {}
+            }
+            log.append(&records(next..next + count)).unwrap();
+            next += count;
+            let after = after.min(next - 1);
+            prop_assert_eq!(read(&store, after).unwrap(), records(after + 1..next));
+        }
+        prop_assert_eq!(read(&store, 0).unwrap(), records(1..next));
+    }
+}
