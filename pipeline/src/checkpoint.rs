@@ -5,7 +5,7 @@
 //! A checkpoint is never needed for a result to be right or to be visible: the epoch log alone determines everything. It bounds how long a recovery takes.
 //!
 //! Operators write their state down as they go (see [`orderflow_operators::snapshot`]): the changes of each epoch, and now and then the base of a key group. A
-//! [recorder](recorder) stands beside each keyed operator of each worker and passes that on to a [writer](writer), a task off the workers' threads,
+//! [`Recorder`] stands beside each keyed operator of each worker and passes that on to a writer ([`Writers`]), a task off the workers' threads,
 //! which puts it into files of an object store. An epoch whose seal says so ends the files: the state at its end is in them and in those before.
 //!
 //! ```text
@@ -23,7 +23,7 @@
 //! What orders change in the windows of the fraud features is not written for each kind of key: it is read from what `deduplicate` writes of the
 //! same orders. Bases are each operator's own.
 //!
-//! A group is written whole again when it has changed about as much as it holds, or when its last base is many checkpoints old: what does not change is
+//! A group is written whole again when it has changed some times over, or when its last base is many checkpoints old: what does not change is
 //! not written again, and a recovery reads at most a few times the state's size. All this is spread over epochs: no epoch writes more than some
 //! multiple of its own rows.
 //!

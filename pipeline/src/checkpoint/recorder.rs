@@ -51,7 +51,9 @@ pub(super) struct Channel {
 }
 
 /// Below this many changed rows a group is not written again.
-const BASE_ROWS_MIN: u64 = 256;
+const BASE_ROWS_MIN: u64 = 1024;
+/// How many times its entries must have changed before a group is written again: more costs a recovery that much, less costs the job.
+const BASE_CHANGES: u64 = 4;
 /// Rows of bases that an epoch may always write.
 const BUDGET_ROWS: i64 = 4096;
 
@@ -129,7 +131,7 @@ impl Recorder {
             // Keys are spread evenly over the groups, and so are changes.
             let changes = (self.changed - changed) / self.groups.len() as u64;
             let is_old = self.checkpoints - checkpoints >= self.settings.base_checkpoints_max;
-            let has_changed = changes >= BASE_ROWS_MIN.max(state.group_len(group) as u64);
+            let has_changed = changes >= BASE_ROWS_MIN.max(BASE_CHANGES * state.group_len(group) as u64);
             if !(due || is_old || has_changed) {
                 continue;
             }
