@@ -350,6 +350,8 @@ pub struct ReplayConfig {
     pub start: String,
     /// The fixed clock's step from one epoch to the next; whole milliseconds.
     pub step: Interval,
+    /// Whether a replay makes checkpoints.
+    pub checkpoints: bool,
 }
 
 /// Which clock gives a replay's epochs their sealing times.
@@ -365,7 +367,12 @@ pub enum ReplayClock {
 
 impl Default for ReplayConfig {
     fn default() -> Self {
-        ReplayConfig { clock: ReplayClock::default(), start: "2026-01-05T10:00:00Z".into(), step: Interval::millis(100) }
+        ReplayConfig {
+            clock: ReplayClock::default(),
+            start: "2026-01-05T10:00:00Z".into(),
+            step: Interval::millis(100),
+            checkpoints: false,
+        }
     }
 }
 

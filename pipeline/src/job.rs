@@ -14,7 +14,7 @@ use orderflow_operators::epoch::Epoch;
 use tokio::sync::watch;
 
 use crate::checkpoint::{CheckpointError, CheckpointStore, Resumed};
-use crate::config::{Config, ReplayClock};
+use crate::config::{Config, Interval, ReplayClock};
 use crate::dataflow::Shared;
 use crate::epoch_log::{self, EpochLogError, EpochRecord, LogHeader, LogHome, LogWriter};
 use crate::failure::Failure;
@@ -90,6 +90,9 @@ pub fn replay(plan: ReplayPlan) -> Result<Summary, JobError> {
     }
     if config.checkpoint.url.is_empty() {
         config.checkpoint.url = checkpoints::folder(&out);
+    }
+    if !config.replay.checkpoints {
+        config.checkpoint.interval = Interval::millis(0);
     }
     let mut cut = Cut::Replay;
     if let Some(rate) = rate {

@@ -22,8 +22,16 @@ fn generated(seed: u64, orders: u64) -> tempfile::TempDir {
     input
 }
 
-const OFTEN: [&str; 6] =
-    ["--set", "epoch.rows_max=200", "--set", "sinks.delta.commit_interval=10 ms", "--set", "checkpoint.interval=20 ms"];
+const OFTEN: [&str; 8] = [
+    "--set",
+    "epoch.rows_max=200",
+    "--set",
+    "sinks.delta.commit_interval=10 ms",
+    "--set",
+    "checkpoint.interval=20 ms",
+    "--set",
+    "replay.checkpoints=true",
+];
 
 /// Starts a replay at a pace, and kills it behind its first `checkpoints` checkpoints.
 fn killed_behind(input: &Path, out: &Path, checkpoints: usize, more: &[&str]) {

@@ -69,7 +69,7 @@ fn killed_twenty_times() {
         assert!(replays <= KILLS * 5, "replays end before they can be killed (seed {seed})");
         let out = tempfile::tempdir().unwrap();
         let command = |random: &mut ChaCha8Rng| {
-            let often = ["epoch.rows_max=100", "sinks.delta.commit_interval=20 ms", random_checkpoints(random)];
+            let often = ["epoch.rows_max=100", "sinks.delta.commit_interval=20 ms", "replay.checkpoints=true", random_checkpoints(random)];
             let more = [&often.map(|setting| ["--set", setting]).concat()[..], &["--workers", random_workers(random)]].concat();
             replay_command(input.path(), out.path(), &more)
         };
@@ -95,6 +95,7 @@ fn killed_with_both_sinks() {
     let replay = |out: &Path, database: &str, workers: &str, checkpoints: &str| {
         let settings = [
             checkpoints.to_owned(),
+            "replay.checkpoints=true".into(),
             "epoch.rows_max=200".to_owned(),
             // The same sealing times, and so the same rows, every time.
             "replay.clock=fixed".into(),
