@@ -84,6 +84,8 @@ offsets.topic.num.partitions=4
 transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=4
+# The default of 128 MiB does not always fit into the heap below.
+log.cleaner.dedupe.buffer.size=16777216
 group.initial.rebalance.delay.ms=0
 PROPERTIES
 }
