@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use super::manifest::{Base, DataFile, FileKind, Part};
+use super::manifest::{Base, DataFile, FileKind, ORDERS, Part};
 use super::recorder::{Channel, Recorder, RecorderSettings, Written};
 use super::store::CheckpointStore;
 
@@ -224,6 +224,11 @@ impl Writer {
             part = Part::default();
         }
         match self.lost {
+            // The windows of the fraud features, on any worker, rest on these changes, and their bases do not know of the loss.
+            Some(_) if self.operator == ORDERS => {
+                let why = "changes of orders are missing: no checkpoint can be made until the job is started again";
+                part.incomplete = Some(why.to_owned());
+            }
             Some(lost) if self.groups.iter().any(|group| self.based.get(group).is_none_or(|base| *base < lost)) => {
                 part.incomplete = Some(format!("{} on worker {} is behind, or could not be written", self.operator, self.worker));
             }
@@ -248,7 +253,7 @@ fn with_epoch_schema(schema: &SchemaRef) -> SchemaRef {
 }
 
 /// The column of the epoch, the last one of changes.
-pub(super) const EPOCH: &str = "changed_in";
+const EPOCH: &str = "changed_in";
 
 fn with_epoch(rows: &RecordBatch, epoch: Epoch, schema: &SchemaRef) -> RecordBatch {
     let epochs: ArrayRef = Arc::new(UInt64Array::from(vec![epoch.0; rows.num_rows()]));
