@@ -91,7 +91,7 @@ pub struct Part {
 
 impl Manifest {
     /// The form that this release writes.
-    pub const FORMAT: u32 = 1;
+    pub const FORMAT: u32 = 2;
 
     /// The state before the first epoch.
     pub fn nothing(header: LogHeader) -> Manifest {
