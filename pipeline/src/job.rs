@@ -13,10 +13,10 @@ use chrono::{DateTime, Utc};
 use orderflow_operators::epoch::Epoch;
 use tokio::sync::watch;
 
-use crate::checkpoint::{CheckpointError, CheckpointStore, Resumed};
+use crate::checkpoint::{CheckpointError, CheckpointStore};
 use crate::config::{Config, Interval, ReplayClock};
 use crate::dataflow::Shared;
-use crate::epoch_log::{self, EpochLogError, EpochRecord, LogHeader, LogHome, LogWriter};
+use crate::epoch_log::{self, EpochLogError, EpochRecord, LogHeader, LogHome, LogWriter, OpenLog};
 use crate::failure::Failure;
 use crate::job_plan::{Cluster, Handles, Progress, ReplayPlan, RunPlan, Summary};
 use crate::metrics::cpu_seconds;
@@ -191,17 +191,6 @@ impl Job {
 
         let checkpoints = checkpoints::Checkpoints::open(config)?;
 
-        // Process 0 keeps the log, and with it the right to run.
-        let opened = if process == 0 { Some(epoch_log::open(&self.log_home, &header)?) } else { None };
-        // The guard is held until the last commit: a second job must not begin while this one's sinks are at work.
-        let (log, tape, _guard) = match opened {
-            Some((log, tape, guard)) => (Some(log), tape, Some(guard)),
-            None => (None, Vec::new(), None),
-        };
-        let replayed = tape.last().map_or(Epoch(0), |r| r.epoch);
-        let (durable, durable_seen) = watch::channel(replayed);
-
-        // Sinks: what they committed is known before the first row moves.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(config.job.worker_count().clamp(2, 8))
             .thread_name("io")
@@ -209,6 +198,19 @@ impl Job {
             .enable_all()
             .build()
             .map_err(|e| JobError::Start(e.to_string()))?;
+
+        // Process 0 keeps the log, and with it the right to run. What lies before the newest checkpoint is hardly ever needed.
+        let newest = if process == 0 { checkpoints.newest(&runtime, &header)? } else { Epoch(0) };
+        let opened = if process == 0 { Some(open_log(&self.log_home, &header, newest, checkpoints.url())?) } else { None };
+        // The guard is held until the last commit: a second job must not begin while this one's sinks are at work.
+        let (log, mut tape, _guard) = match opened {
+            Some((log, tape, guard)) => (Some(log), tape, Some(guard)),
+            None => (None, Vec::new(), None),
+        };
+        let replayed = tape.last().map_or(newest, |r| r.epoch);
+        let (durable, durable_seen) = watch::channel(replayed);
+
+        // Sinks: what they committed is known before the first row moves.
         let hub = Arc::new(SinkHub::new(metrics.clone(), || Utc::now().timestamp_micros()));
         let mine = |stream: usize| (stream % peers) / workers == process;
         let drivers = sinks::drivers(config, &settings, &hub, &metrics, &failure, durable_seen.clone(), mine)?;
@@ -235,17 +237,9 @@ impl Job {
             return Err(JobError::Sink(message));
         }
         let resumed = checkpoints.resume(&runtime, &header, &labels, process, processes)?;
-        if process == 0
-            && let Some(Resumed { manifest }) = &resumed
-            && manifest.epoch > replayed
-        {
-            return Err(JobError::Failed(format!(
-                "the checkpoint of epoch {} in {} is of this job, but its epoch log ends with epoch {}: it was lost; put back the folder with the log, or \
-                 choose another job.id and other tables for a job that begins anew",
-                manifest.epoch,
-                checkpoints.url(),
-                replayed.0
-            )));
+        let behind = resumed.as_ref().map_or(Epoch(0), |resumed| resumed.manifest.epoch);
+        if process == 0 && behind < newest {
+            tape = epoch_log::read_after(&self.log_home, behind)?;
         }
         let tasks = sinks::start(&runtime, recovered);
         let states = checkpoints::Start { process, processes, labels, header, committed: committed.clone(), durable: durable_seen };
@@ -256,8 +250,6 @@ impl Job {
             None => None,
             Some(log) => {
                 let resumed = states.loader.as_ref().map(|loader| loader.manifest());
-                let behind = resumed.map_or(Epoch(0), |manifest| manifest.epoch);
-                let tape = tape.into_iter().filter(|record| record.epoch > behind).collect();
                 let mut sealer = Sealer::new(self.cut, config.epoch.rows_max, tape, &self.starts);
                 if let Some(manifest) = resumed {
                     sealer = sealer.resume(manifest.epoch, manifest.sealed_at, &manifest.offsets);
@@ -344,6 +336,17 @@ impl Job {
             stopped: done.stopped,
         })
     }
+}
+
+/// Opens the log behind a checkpoint.
+fn open_log(home: &LogHome, header: &LogHeader, checkpoint: Epoch, checkpoints: &str) -> Result<OpenLog, JobError> {
+    epoch_log::open_after(home, header, checkpoint).map_err(|error| match error {
+        EpochLogError::TooShort { last, .. } => JobError::Failed(format!(
+            "the checkpoint of epoch {checkpoint} in {checkpoints} is of this job, but its epoch log ends with epoch {last}: it was lost; put back the \
+             folder with the log, or choose another job.id and other tables for a job that begins anew"
+        )),
+        error => error.into(),
+    })
 }
 
 /// Lets the workers go before this thread where both want a core: encoding files comes in bursts, and would be latency of every epoch

@@ -167,6 +167,6 @@ impl Recorder {
 }
 
 /// All groups, in order.
-pub(super) fn all_groups() -> impl Iterator<Item = KeyGroup> {
+pub(super) fn all_groups() -> impl Iterator<Item = KeyGroup> + Clone {
     (0..KEY_GROUPS as u16).map(KeyGroup)
 }

@@ -66,6 +66,12 @@ impl Checkpoints {
         self.store.url()
     }
 
+    /// The epoch of the newest one, whole or not; 0 if there is none.
+    pub fn newest(&self, runtime: &Runtime, header: &LogHeader) -> Result<Epoch, JobError> {
+        let newest = runtime.block_on(Resumed::newest_manifest(&self.store, header))?;
+        Ok(newest.map_or(Epoch(0), |manifest| manifest.epoch))
+    }
+
     /// The newest one from which all of `sinks` can go on.
     pub fn resume(
         &self,
