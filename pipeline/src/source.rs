@@ -88,7 +88,7 @@ impl Default for SourceLimits {
     fn default() -> Self {
         SourceLimits {
             message_bytes_max: 16 << 20,
-            buffer_bytes_max: 32 << 20,
+            buffer_bytes_max: 16 << 20,
             buffer_rows_max: 4 << 20,
             // Large enough that handing it over costs nothing, small enough for a core's cache.
             chunk_bytes: 512 << 10,
