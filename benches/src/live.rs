@@ -331,7 +331,7 @@ fn latency(
         }
         writer.finish(RESULTS_WAIT)?;
         produced.ended.store(1, Ordering::Release);
-        consume.join().map_err(|_| "the consumer failed")?
+        Ok(consume.join().map_err(|_| "the consumer failed")??)
     })?;
     let elapsed = started.elapsed().as_secs_f64();
     let cpu_after = [job_pid, broker_pid, std::process::id()].map(cpu_seconds);
@@ -386,7 +386,7 @@ fn consumer(brokers: &str, topic: &str) -> Outcome<BaseConsumer> {
 }
 
 /// Takes all decisions; the latencies of those that were produced later than `warm_us`, in microseconds.
-fn consume(consumer: &BaseConsumer, produced: &Produced, warm_us: u32) -> Result<Vec<u32>, Box<dyn Error>> {
+fn consume(consumer: &BaseConsumer, produced: &Produced, warm_us: u32) -> Result<Vec<u32>, String> {
     let mut latencies = Vec::new();
     let (mut seen, mut last) = (0_u64, Instant::now());
     loop {
@@ -410,7 +410,7 @@ fn consume(consumer: &BaseConsumer, produced: &Produced, warm_us: u32) -> Result
             return Ok(latencies);
         }
         if last.elapsed() > RESULTS_WAIT {
-            return Err(format!("{seen} of {} decisions came", produced.placed.load(Ordering::Relaxed)).into());
+            return Err(format!("{seen} of {} decisions came", produced.placed.load(Ordering::Relaxed)));
         }
     }
 }

@@ -71,9 +71,16 @@ impl LiveJob {
 
     /// What `orderflow epochs` prints.
     pub fn epochs(&self) -> String {
-        let settings = self.settings.iter().filter(|setting| !setting.starts_with("job.data_dir"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_orderflow"));
-        command.arg("epochs").arg(&self.folder).args(settings.flat_map(|setting| ["--set", setting]));
+        // Of a log that is not in a folder the settings say where it is.
+        let in_folder = !self.settings.iter().any(|setting| setting.starts_with("epoch_log.home"));
+        let config = self.folder.join("empty.toml");
+        if in_folder {
+            command.arg("epochs").arg(&self.folder);
+        } else {
+            std::fs::write(&config, "").unwrap();
+            command.arg("epochs").arg("--config").arg(&config).args(self.settings.iter().flat_map(|setting| ["--set", setting]));
+        }
         let output = command.output().unwrap();
         // There is none before the job has begun.
         if output.status.success() { String::from_utf8(output.stdout).unwrap() } else { String::new() }

@@ -17,25 +17,25 @@ fn partitions_are_added() {
     let brokers = broker.address();
     topics::create(&brokers, "inventory", 1);
     topics::create(&brokers, "orders", 2);
-    topics::write(&brokers, &generated(1, 1500, 2, 1), None, |_| ());
+    topics::write(&brokers, &generated(1, 1500, 2, 1));
     let job = LiveJob::new(&folder.path().join("job"), &brokers, [1, 2], &["sinks.kafka.enabled=true", "epoch.rows_max=500"]);
 
     let running = job.start(&["--workers", "2"]);
     job.wait_until_all_is_sealed();
     topics::add_partitions(&brokers, "orders", 4);
     topics::add_partitions(&brokers, "inventory", 2);
-    topics::write(&brokers, &generated(2, 1500, 4, 2), None, |_| ());
+    topics::write(&brokers, &generated(2, 1500, 4, 2));
     job.wait_until_all_is_sealed();
     running.kill();
 
     // While it does not run; and what it had is played from the log.
     topics::add_partitions(&brokers, "orders", 5);
-    topics::write(&brokers, &generated(3, 1000, 5, 2), None, |_| ());
+    topics::write(&brokers, &generated(3, 1000, 5, 2));
     let running = job.start(&["--workers", "3"]);
     job.wait_until_all_is_sealed();
     topics::add_partitions(&brokers, "inventory", 3);
     running.stop();
-    topics::write(&brokers, &generated(4, 1000, 5, 3), None, |_| ());
+    topics::write(&brokers, &generated(4, 1000, 5, 3));
 
     // As two processes, of which one hears of new partitions from the other.
     let ports: Vec<u16> = {
@@ -47,7 +47,7 @@ fn partitions_are_added() {
     let first = job.start(&["--workers", "1", "--hosts", &hosts, "--process", "0"]);
     job.wait_until_all_is_sealed();
     topics::add_partitions(&brokers, "orders", 7);
-    topics::write(&brokers, &generated(5, 1000, 7, 3), None, |_| ());
+    topics::write(&brokers, &generated(5, 1000, 7, 3));
     job.wait_until_all_is_sealed();
     first.kill();
     drop(second);
@@ -55,7 +55,7 @@ fn partitions_are_added() {
     // Without checkpoints all is played from the log's start.
     std::fs::remove_dir_all(job.folder.join("checkpoints")).unwrap();
     let running = job.start(&["--workers", "1"]);
-    topics::write(&brokers, &generated(6, 500, 7, 3), None, |_| ());
+    topics::write(&brokers, &generated(6, 500, 7, 3));
     job.wait_until_all_is_sealed();
     running.stop();
 
@@ -88,12 +88,12 @@ fn topics_that_are_not_what_they_were() {
 
     // Messages that retention removed before they were read.
     topics::create(&brokers, "orders", 2);
-    topics::write(&brokers, &generated(1, 300, 2, 1), None, |_| ());
+    topics::write(&brokers, &generated(1, 300, 2, 1));
     let read = job("retention");
     let running = read.start(&[]);
     read.wait_until_all_is_sealed();
     running.kill();
-    topics::write(&brokers, &generated(2, 300, 2, 1), None, |_| ());
+    topics::write(&brokers, &generated(2, 300, 2, 1));
     let ends_then = topics::ends(&brokers, "orders");
     topics::remove_records(&brokers, "orders", 1, ends_then[1]);
     let error = read.refusal();
@@ -107,7 +107,7 @@ fn topics_that_are_not_what_they_were() {
     eventually("it reads", || !read.epochs().is_empty());
     topics::remove(&brokers, "orders");
     topics::create(&brokers, "orders", 2);
-    topics::write(&brokers, &generated(3, 900, 2, 1), None, |_| ());
+    topics::write(&brokers, &generated(3, 900, 2, 1));
     eventually("it notices while it runs", || !running.is_running());
     let error = running.failure();
     assert!(error.contains("was removed and made anew while the job ran") || error.contains("the topic was made anew"), "{error}");

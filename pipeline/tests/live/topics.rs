@@ -78,8 +78,13 @@ pub fn remove_records(brokers: &str, topic: &str, partition: i32, before: i64) {
     assert_eq!(left.elements()[0].offset(), Offset::Offset(before));
 }
 
-/// Writes a generated stream, so many orders a second (None: at once), `between` being called now and then. Only partitions of `orders_from` on get orders.
-pub fn write(brokers: &str, generated: &GenerateSettings, orders_per_s: Option<f64>, mut between: impl FnMut(Duration)) {
+/// Writes a generated stream.
+pub fn write(brokers: &str, generated: &GenerateSettings) {
+    write_at(brokers, generated, f64::INFINITY, || true);
+}
+
+/// Writes a generated stream, so many orders a second, for as long as `go_on` says so.
+pub fn write_at(brokers: &str, generated: &GenerateSettings, orders_per_s: f64, go_on: impl Fn() -> bool) {
     let (orders, inventory) = (generated.order_splits, generated.inventory_splits);
     let mut writer = TopicWriter::connect(settings(brokers), orders, inventory).unwrap();
     let mut generator = Generator::new(generated.clone()).unwrap();
@@ -92,11 +97,13 @@ pub fn write(brokers: &str, generated: &GenerateSettings, orders_per_s: Option<f
         };
         writer.send(topic, row.split, row.key.as_bytes(), row.payload).unwrap();
         sent += u64::from(row.topic == orderflow_fixtures::Topic::Orders);
-        if let Some(rate) = orders_per_s.filter(|_| sent.is_multiple_of(64)) {
+        if sent.is_multiple_of(64) {
+            if !go_on() {
+                break;
+            }
             // Some two messages come with an order.
-            let due = Duration::from_secs_f64(sent as f64 / 2.2 / rate);
+            let due = Duration::from_secs_f64(sent as f64 / 2.2 / orders_per_s);
             std::thread::sleep(due.saturating_sub(started.elapsed()));
-            between(started.elapsed());
         }
     }
     writer.finish(LONG).unwrap();
