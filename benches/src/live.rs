@@ -281,11 +281,13 @@ fn latency(
     let orders = (orders_per_s * seconds) as u64;
     let generated = GenerateSettings { orders, rate_per_s: orders_per_s, order_splits: partitions, ..GenerateSettings::default() };
     let mut generator = Generator::new(generated)?;
-    let mut row = generator.next_row();
-    while let Some(stock) = row.take_if(|row| row.opening) {
-        writer.send(engine_topic(stock.topic), stock.split, stock.key.as_bytes(), stock.payload)?;
-        row = generator.next_row();
-    }
+    // Stock that is there before the first order. The row behind it is the first of those that count.
+    let first = loop {
+        match generator.next_row() {
+            Some(stock) if stock.opening => writer.send(engine_topic(stock.topic), stock.split, stock.key.as_bytes(), stock.payload)?,
+            row => break row.map(|row| (row.topic, row.split, row.key.to_owned(), row.payload.to_vec())),
+        }
+    };
     writer.finish(RESULTS_WAIT)?;
     let mut writer = TopicWriter::connect(writer_settings, partitions, 1)?;
     let job = start(None, &job_settings(&broker, &folder.path().join("job"), workers, settings))?;
@@ -310,24 +312,27 @@ fn latency(
         let consume = scope.spawn(|| consume(&consumer, &produced, warm_us as u32));
         let mut next = vec![0_usize; partitions as usize];
         // Messages are due as their orders are.
-        while let Some(message) = row.take() {
+        let mut produce = |topic: Topic, split: u32, key: &[u8], payload: &[u8]| -> Outcome<()> {
             let due = Duration::from_secs_f64(produced.placed.load(Ordering::Relaxed) as f64 / orders_per_s);
-            let ahead = due.saturating_sub(started.elapsed());
-            if ahead >= STEP {
+            if due.saturating_sub(started.elapsed()) >= STEP {
                 writer.serve()?;
                 std::thread::sleep(STEP);
             }
-            if message.topic == Topic::Orders {
-                let partition = message.split as usize;
+            if topic == Topic::Orders {
+                let partition = split as usize;
                 let at = next[partition];
                 next[partition] += 1;
                 produced.partitions[partition][at].store(produced.started.elapsed().as_micros() as u32, Ordering::Relaxed);
-                if message.payload.windows(24).take(2).any(|text| text.starts_with(br#""type":"order_placed""#)) {
-                    produced.placed.fetch_add(1, Ordering::Relaxed);
-                }
+                let is_placed = payload.starts_with(br#"{"type":"order_placed""#);
+                produced.placed.fetch_add(u64::from(is_placed), Ordering::Relaxed);
             }
-            writer.send(engine_topic(message.topic), message.split, message.key.as_bytes(), message.payload)?;
-            row = generator.next_row();
+            Ok(writer.send(engine_topic(topic), split, key, payload)?)
+        };
+        if let Some((topic, split, key, payload)) = &first {
+            produce(*topic, *split, key.as_bytes(), payload)?;
+        }
+        while let Some(row) = generator.next_row() {
+            produce(row.topic, row.split, row.key.as_bytes(), row.payload)?;
         }
         writer.finish(RESULTS_WAIT)?;
         produced.ended.store(1, Ordering::Release);
