@@ -137,13 +137,22 @@ impl Default for SourceConfig {
 pub struct KafkaConfig {
     /// `host:port`, separated by commas.
     pub brokers: String,
+    /// How long the start of a job waits for brokers that do not answer.
+    pub start_wait: Interval,
+    /// Time between two looks for partitions that were added to the topics; 0: none.
+    pub discovery_interval: Interval,
     /// librdkafka's own settings, over the job's tuning of them.
     pub properties: Properties,
 }
 
 impl Default for KafkaConfig {
     fn default() -> Self {
-        KafkaConfig { brokers: "127.0.0.1:9092".into(), properties: Properties::default() }
+        KafkaConfig {
+            brokers: "127.0.0.1:9092".into(),
+            start_wait: Interval::seconds(60),
+            discovery_interval: Interval::seconds(10),
+            properties: Properties::default(),
+        }
     }
 }
 

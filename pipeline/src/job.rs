@@ -3,7 +3,9 @@
 mod checkpoints;
 mod settings;
 mod sinks;
+mod splits;
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -21,7 +23,7 @@ use crate::failure::Failure;
 use crate::job_plan::{Cluster, Handles, Progress, ReplayPlan, RunPlan, Summary};
 use crate::metrics::cpu_seconds;
 use crate::panics::ConnectionWatch;
-use crate::sealer::{Cut, Sealer, SplitStart};
+use crate::sealer::{Cut, SplitStart};
 use crate::sink_hub::SinkHub;
 use crate::source::{FileSource, KafkaSource, Source, SourceError, Split};
 use crate::status::Phase;
@@ -61,6 +63,8 @@ pub struct Job {
     pub source: Arc<dyn Source>,
     /// For each split: where a new job starts, and its part of the input.
     pub starts: Vec<SplitStart>,
+    /// By topic, what tells it from another one of its name, where brokers say it.
+    pub topics: BTreeMap<String, String>,
     /// How epochs are cut.
     pub cut: Cut,
     /// Whether `future` is checked: not in replays of files.
@@ -103,7 +107,18 @@ pub fn replay(plan: ReplayPlan) -> Result<Summary, JobError> {
     let starts = source.splits().iter().zip(source.sizes());
     let starts = starts.map(|(split, weight)| SplitStart { offset: 0, weight, opening: is_opening(split) }).collect();
     let log_home = LogHome::Folder(out);
-    let job = Job { source: Arc::new(source), starts, cut, live: false, log_home, cluster, handles, rows_total: None, config };
+    let job = Job {
+        source: Arc::new(source),
+        starts,
+        topics: BTreeMap::new(),
+        cut,
+        live: false,
+        log_home,
+        cluster,
+        handles,
+        rows_total: None,
+        config,
+    };
     job.execute()
 }
 
@@ -113,14 +128,21 @@ pub fn replay(plan: ReplayPlan) -> Result<Summary, JobError> {
 /// With one message that says what to do. The same command then goes on where the job was.
 pub fn run(plan: RunPlan) -> Result<Summary, JobError> {
     let RunPlan { mut config, cluster, handles } = plan;
-    let source = KafkaSource::connect(settings::kafka(&config), settings::source_limits(&config))?;
+    let mut source = KafkaSource::connect(settings::kafka(&config), settings::source_limits(&config))?;
     if config.sinks.delta.url.is_empty() {
         config.sinks.delta.url = config.job.data_dir.join("delta").display().to_string();
     }
     let starts = source.start_offsets()?.into_iter().map(|offset| SplitStart { offset, weight: 1, opening: false }).collect();
+    let topics = source.identities().clone();
+    let discovery = config.source.kafka.discovery_interval.as_duration();
+    // Process 0 seals, and tells the others.
+    if !discovery.is_zero() && cluster.as_ref().is_none_or(|cluster| cluster.process == 0) {
+        source = source.discover(discovery)?;
+    }
     let job = Job {
         source: Arc::new(source),
         starts,
+        topics,
         cut: Cut::Live { linger: config.epoch.linger.as_duration() },
         live: true,
         log_home: settings::log_home(&config),
@@ -186,6 +208,8 @@ impl Job {
             format: LogHeader::FORMAT,
             job: config.job.id.clone(),
             splits: self.source.splits().iter().map(|s| s.name.clone()).collect(),
+            starts: self.starts.iter().map(|start| start.offset).collect(),
+            topics: self.topics.clone(),
             settings: settings::meaning(config, &settings),
         };
 
@@ -202,6 +226,7 @@ impl Job {
         // Process 0 keeps the log, and with it the right to run. What lies before the newest checkpoint is hardly ever needed.
         let newest = if process == 0 { checkpoints.newest(&runtime, &header)? } else { Epoch(0) };
         let opened = if process == 0 { Some(open_log(&self.log_home, &header, newest, checkpoints.url())?) } else { None };
+        let begun = opened.as_ref().map(|(log, ..)| log.header().clone());
         // The guard is held until the last commit: a second job must not begin while this one's sinks are at work.
         let (log, mut tape, _guard) = match opened {
             Some((log, tape, guard)) => (Some(log), tape, Some(guard)),
@@ -242,7 +267,8 @@ impl Job {
             tape = epoch_log::read_after(&self.log_home, behind)?;
         }
         let tasks = sinks::start(&runtime, recovered);
-        let states = checkpoints::Start { process, processes, labels, header, committed: committed.clone(), durable: durable_seen };
+        let states =
+            checkpoints::Start { process, processes, labels, header: header.clone(), committed: committed.clone(), durable: durable_seen };
         let checkpoints::Running { states, trigger, mut task } =
             checkpoints.start(config, &runtime, resumed, states, &metrics, &failure)?;
 
@@ -250,15 +276,16 @@ impl Job {
             None => None,
             Some(log) => {
                 let resumed = states.loader.as_ref().map(|loader| loader.manifest());
-                let mut sealer = Sealer::new(self.cut, config.epoch.rows_max, tape, &self.starts);
-                if let Some(manifest) = resumed {
-                    sealer = sealer.resume(manifest.epoch, manifest.sealed_at, &manifest.offsets);
-                }
+                let begun = begun.as_ref().unwrap_or(&header);
+                let known = splits::Known::new(&*self.source, begun, &self.starts, resumed, &tape)
+                    .map_err(|what| JobError::EpochLog(EpochLogError::Different { log: self.log_home.to_string(), what }))?;
+                let (sealer, names) = known.sealer(self.cut, config.epoch.rows_max, tape, resumed);
                 let failed = failure.clone();
                 let log = LogWriter::start(log, durable.clone(), move |error| failed.report(error))
                     .map_err(|e| JobError::Start(e.to_string()))?;
                 Some(Head {
                     sealer,
+                    names,
                     log,
                     clock: seal_clock(config, self.cut)?,
                     stop: self.handles.stop.clone(),
