@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
-use std::ptr;
 use std::time::Duration;
 
 use rdkafka::bindings::{
