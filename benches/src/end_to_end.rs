@@ -96,9 +96,6 @@ enum Bench {
         /// Worker threads.
         #[arg(long, default_value_t = 2)]
         workers: usize,
-        /// Messages that arrive a second, where they come at a pace.
-        #[arg(long, default_value_t = 80_000.0)]
-        rate: f64,
         /// More settings, as the job takes them.
         #[arg(long = "set")]
         settings: Vec<String>,
@@ -127,8 +124,8 @@ fn main() -> ExitCode {
         Bench::Throughput { orders, runs, workers, settings } => throughput(orders, runs, workers, &settings),
         Bench::Latency { orders_per_s, seconds, runs, workers, settings } => latency(orders_per_s, seconds, runs, workers, &settings),
         Bench::Memory { orders, workers } => memory(orders, workers),
-        Bench::Recovery { orders, customers, runs, workers, rate, settings } => {
-            recovery::recovery(&recovery::Plan { orders, customers, runs, workers, rate, settings })
+        Bench::Recovery { orders, customers, runs, workers, settings } => {
+            recovery::recovery(&recovery::Plan { orders, customers, runs, workers, settings })
         }
         Bench::Replay { input, out, rate, rows_max, settings } => replay(input, out, rate, rows_max, &settings),
         Bench::ClickHouse => {
