@@ -55,7 +55,7 @@ async fn files_follow_parquet_rules_for_lists() {
     sink.recover().await.unwrap();
     write_all(&mut sink, [1]).await;
     sink.commit(Epoch(1)).await.unwrap();
-    let file = names(&table_folder(folder.path())).into_iter().find(|name| name.ends_with(".zstd.parquet")).unwrap();
+    let file = names(&table_folder(folder.path())).into_iter().find(|name| name.ends_with(".snappy.parquet")).unwrap();
     let file = std::fs::File::open(table_folder(folder.path()).join(file)).unwrap();
     let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
     let paths: Vec<String> = reader.parquet_schema().columns().iter().map(|c| c.path().string()).collect();
