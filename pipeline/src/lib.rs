@@ -9,6 +9,7 @@ pub mod failure;
 pub mod job;
 pub mod job_plan;
 pub mod logging;
+pub mod meeting;
 pub mod metrics;
 mod panics;
 pub mod sealer;
