@@ -18,4 +18,5 @@ pub mod sink_hub;
 pub mod source;
 pub mod state_query;
 pub mod status;
+pub mod supervisor;
 pub mod worker;
