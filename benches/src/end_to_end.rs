@@ -4,12 +4,16 @@
 //! cargo run --release -p orderflow-benches --bin end-to-end -- throughput --orders 1000000 --runs 5
 //! cargo run --release -p orderflow-benches --bin end-to-end -- latency --orders-per-s 36000 --seconds 30
 //! cargo run --release -p orderflow-benches --bin end-to-end -- memory --orders 6000000
+//! cargo run --release -p orderflow-benches --bin end-to-end -- recovery --orders 10000000 --customers 1000000
 //! ```
+
+mod recovery;
 
 use std::error::Error;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
@@ -17,6 +21,7 @@ use orderflow::allocator;
 use orderflow::config::Config;
 use orderflow::job;
 use orderflow::job_plan::{Handles, ReplayPlan};
+use orderflow::status::Phase;
 use orderflow_fixtures::clickhouse_server::{ClickHouseServer, ServeCommand, ServerOptions, serve_from_env};
 use orderflow_fixtures::generate::{Compression, FlashSale, GenerateSettings, write_folder};
 
@@ -77,6 +82,24 @@ enum Bench {
         #[arg(long, default_value_t = 2)]
         workers: usize,
     },
+    /// Kills a job with much state, and shows how long it takes to be live again, and what checkpoints of that state cost.
+    Recovery {
+        /// Orders to generate; four in five are state when the job is killed.
+        #[arg(long, default_value_t = 10_000_000)]
+        orders: u64,
+        /// Customers who place them.
+        #[arg(long, default_value_t = 1_000_000)]
+        customers: u64,
+        /// Runs of each.
+        #[arg(long, default_value_t = 3)]
+        runs: usize,
+        /// Worker threads.
+        #[arg(long, default_value_t = 2)]
+        workers: usize,
+        /// More settings, as the job takes them.
+        #[arg(long = "set")]
+        settings: Vec<String>,
+    },
     /// One replay, in this process: what the others start.
     #[command(hide = true)]
     Replay {
@@ -84,6 +107,9 @@ enum Bench {
         out: PathBuf,
         #[arg(long)]
         rate: Option<f64>,
+        /// The process kills itself behind so many rows.
+        #[arg(long)]
+        rows_max: Option<u64>,
         #[arg(long = "set")]
         settings: Vec<String>,
     },
@@ -98,7 +124,10 @@ fn main() -> ExitCode {
         Bench::Throughput { orders, runs, workers, settings } => throughput(orders, runs, workers, &settings),
         Bench::Latency { orders_per_s, seconds, runs, workers, settings } => latency(orders_per_s, seconds, runs, workers, &settings),
         Bench::Memory { orders, workers } => memory(orders, workers),
-        Bench::Replay { input, out, rate, settings } => replay(input, out, rate, &settings),
+        Bench::Recovery { orders, customers, runs, workers, settings } => {
+            recovery::recovery(&recovery::Plan { orders, customers, runs, workers, settings })
+        }
+        Bench::Replay { input, out, rate, rows_max, settings } => replay(input, out, rate, rows_max, &settings),
         Bench::ClickHouse => {
             serve_from_env();
             Ok(())
@@ -121,6 +150,8 @@ struct Measured {
     orders: f64,
     /// From its start to the last commit.
     seconds: f64,
+    /// From its start until all epochs of earlier lives were on their way again.
+    live_seconds: f64,
     /// User and system time of the process.
     cpu_seconds: f64,
     /// Most memory of the process; bytes.
@@ -132,20 +163,41 @@ struct Measured {
 }
 
 /// The job in this process. One line of numbers is its answer.
-fn replay(input: PathBuf, out: PathBuf, rate: Option<f64>, settings: &[String]) -> Outcome<()> {
+fn replay(input: PathBuf, out: PathBuf, rate: Option<f64>, rows_max: Option<u64>, settings: &[String]) -> Outcome<()> {
+    let started = Instant::now();
     let config = Config::load(None, settings)?;
-    let summary = job::replay(ReplayPlan { config, input, out, rate, cluster: None, handles: Handles::quiet() })?;
+    let mut handles = Handles::quiet();
+    if let Some(rows_max) = rows_max {
+        handles.progress = Arc::new(move |progress| {
+            if progress.rows_done >= rows_max {
+                // SAFETY: a process may send itself a signal.
+                unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+            }
+        });
+    }
+    let health = handles.health.clone();
+    let live = std::thread::spawn(move || {
+        while matches!(health.phase(), Phase::Starting | Phase::Recovering) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        started.elapsed()
+    });
+    let summary = job::replay(ReplayPlan { config, input, out, rate, cluster: None, handles })?;
+    let live = live.join().map_err(|_| "the thread that waits for the job to be live panicked")?;
     let latency = summary.latency.unwrap_or_default();
     let [p50, p99, max] = [latency.p50, latency.p99, latency.max].map(|time| time.as_secs_f64() * 1e3);
-    println!("{} {} {} {} {}", summary.decisions.total(), summary.seconds, p50, p99, max);
+    println!("{} {} {} {p50} {p99} {max}", summary.decisions.total(), summary.seconds, live.as_secs_f64());
     Ok(())
 }
 
-fn start(input: &Path, out: &Path, rate: Option<f64>, settings: &[String]) -> Outcome<Child> {
+fn start(input: &Path, out: &Path, rate: Option<f64>, rows_max: Option<u64>, settings: &[String]) -> Outcome<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("replay").arg(input).arg(out);
     if let Some(rate) = rate {
         command.arg("--rate").arg(rate.to_string());
+    }
+    if let Some(rows) = rows_max {
+        command.arg("--rows-max").arg(rows.to_string());
     }
     for setting in settings {
         command.arg("--set").arg(setting);
@@ -171,12 +223,12 @@ fn finish(mut child: Child) -> Outcome<Measured> {
         return Err(format!("the replay ended with {status}").into());
     }
     let numbers: Vec<f64> = answer.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-    let &[orders, seconds, p50_ms, p99_ms, max_ms] = numbers.as_slice() else {
+    let &[orders, seconds, live_seconds, p50_ms, p99_ms, max_ms] = numbers.as_slice() else {
         return Err(format!("the replay answered `{answer}`").into());
     };
     let time = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
     let cpu_seconds = time(usage.ru_utime) + time(usage.ru_stime);
-    Ok(Measured { orders, seconds, cpu_seconds, memory: usage.ru_maxrss as f64 * 1024.0, p50_ms, p99_ms, max_ms })
+    Ok(Measured { orders, seconds, live_seconds, cpu_seconds, memory: usage.ru_maxrss as f64 * 1024.0, p50_ms, p99_ms, max_ms })
 }
 
 /// Median, least and most.
@@ -223,7 +275,7 @@ fn throughput(orders: u64, runs: usize, workers: usize, settings: &[String]) -> 
             settings.push(format!("sinks.clickhouse.database=run_{run}_{delta}"));
             settings.push(format!("job.id=run-{run}-{delta}"));
             let out = folder.path().join("out");
-            measured.push(finish(start(&input, &out, None, &settings)?)?);
+            measured.push(finish(start(&input, &out, None, None, &settings)?)?);
             std::fs::remove_dir_all(&out)?;
         }
     }
@@ -259,7 +311,7 @@ fn latency(orders_per_s: f64, seconds: f64, runs: usize, workers: usize, setting
             let opening = path.file_name().is_some_and(|name| name.to_string_lossy().contains("opening"));
             Ok(rows + if opening { 0 } else { std::fs::read(path)?.iter().filter(|&&byte| byte == b'\n').count() })
         })?;
-        let measured = finish(start(&input, &out, Some(rows as f64 / seconds), &settings)?)?;
+        let measured = finish(start(&input, &out, Some(rows as f64 / seconds), None, &settings)?)?;
         let Measured { orders, seconds, cpu_seconds, p50_ms, p99_ms, max_ms, .. } = measured;
         println!("| {run} | {:.0} | {:.2} | {p50_ms:.1} | {p99_ms:.1} | {max_ms:.1} |", orders / seconds, cpu_seconds / seconds);
         std::fs::remove_dir_all(&out)?;
@@ -281,7 +333,7 @@ fn memory(orders: u64, workers: usize) -> Outcome<()> {
     let settings = [format!("job.workers={workers}"), "dedup.horizon=1 min".into(), "reservation.hold=30 s".into()];
     let out = folder.path().join("out");
     let started = Instant::now();
-    let child = start(&input, &out, None, &settings)?;
+    let child = start(&input, &out, None, None, &settings)?;
     let status = format!("/proc/{}/status", child.id());
     let mut samples: Vec<(Duration, u64)> = Vec::new();
     // A process that has ended has no memory any more.

@@ -1,6 +1,7 @@
 //! The one container type that travels on every edge of the dataflow: an Arrow `RecordBatch`.
 //!
-//! Between threads a batch moves as it is. Between processes it moves as one Arrow IPC record-batch message without its
+//! Between threads a batch moves as it is, and a part of one as the numbers of its rows: they are copied once, where they are
+//! put in order with the rows of other batches. Between processes it moves as one Arrow IPC record-batch message without its
 //! schema, which both sides know: [`register_schema`].
 
 use std::cell::{OnceCell, RefCell};
@@ -8,8 +9,9 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use arrow::array::RecordBatch;
+use arrow::array::{RecordBatch, UInt32Array};
 use arrow::buffer::Buffer;
+use arrow::compute::take_record_batch;
 use arrow::datatypes::SchemaRef;
 use arrow::ipc::reader::RecordBatchDecoder;
 use arrow::ipc::writer::{IpcWriteOptions, StreamEncoder};
@@ -24,6 +26,8 @@ use timely::dataflow::channels::ContainerBytes;
 #[derive(Default)]
 pub struct Batch {
     rows: Option<RecordBatch>,
+    /// Which of the rows these are; `None` for all.
+    picked: Option<Vec<u32>>,
     /// The IPC buffers, filled by `length_in_bytes` and used by the `into_bytes` that follows it.
     encoded: OnceCell<Encoded>,
 }
@@ -35,25 +39,47 @@ struct Encoded {
 }
 
 impl Batch {
+    /// Some rows of a batch, by their numbers.
+    pub fn picked(rows: RecordBatch, numbers: Vec<u32>) -> Batch {
+        Batch { rows: Some(rows), picked: Some(numbers), encoded: OnceCell::new() }
+    }
+
     /// The rows, if there are any.
     pub fn into_rows(self) -> Option<RecordBatch> {
-        self.rows
+        let rows = self.rows?;
+        Some(match self.picked {
+            None => rows,
+            Some(numbers) => pick(&rows, UInt32Array::from(numbers)),
+        })
     }
-    /// The rows, if there are any.
-    pub fn rows(&self) -> Option<&RecordBatch> {
-        self.rows.as_ref()
+
+    /// The rows, and which of them these are if not all.
+    pub(crate) fn into_parts(self) -> Option<(RecordBatch, Option<Vec<u32>>)> {
+        Some((self.rows?, self.picked))
     }
+
+    /// The number of rows.
+    pub fn num_rows(&self) -> usize {
+        match (&self.rows, &self.picked) {
+            (_, Some(picked)) => picked.len(),
+            (rows, None) => rows.as_ref().map_or(0, RecordBatch::num_rows),
+        }
+    }
+}
+
+fn pick(rows: &RecordBatch, numbers: UInt32Array) -> RecordBatch {
+    take_record_batch(rows, &numbers).expect("the numbers are those of rows of this batch")
 }
 
 impl From<RecordBatch> for Batch {
     fn from(rows: RecordBatch) -> Self {
-        Batch { rows: Some(rows), encoded: OnceCell::new() }
+        Batch { rows: Some(rows), picked: None, encoded: OnceCell::new() }
     }
 }
 
 impl Clone for Batch {
     fn clone(&self) -> Self {
-        Batch { rows: self.rows.clone(), encoded: OnceCell::new() }
+        Batch { rows: self.rows.clone(), picked: self.picked.clone(), encoded: OnceCell::new() }
     }
 }
 
@@ -61,7 +87,7 @@ impl Accountable for Batch {
     /// Rows. Progress tracking compares what was sent with what was received, and a distributor
     /// cuts batches up: so the count has to be additive under splitting, which "1 per batch" is not.
     fn record_count(&self) -> i64 {
-        self.rows.as_ref().map_or(0, |r| r.num_rows() as i64)
+        self.num_rows() as i64
     }
 }
 
@@ -104,7 +130,11 @@ fn schema_id(schema: &SchemaRef) -> u64 {
 }
 
 /// One IPC record-batch message, without the schema, as buffers that share the arrays' memory.
-fn encode(rows: &RecordBatch) -> Encoded {
+fn encode(rows: &RecordBatch, picked: Option<&[u32]>) -> Encoded {
+    let rows = &match picked {
+        None => rows.clone(),
+        Some(numbers) => pick(rows, UInt32Array::from_iter_values(numbers.iter().copied())),
+    };
     let schema = rows.schema();
     let id = schema_id(&schema);
     let parts = ENCODERS.with_borrow_mut(|encoders| {
@@ -135,7 +165,7 @@ const EMPTY: u64 = u64::MAX;
 
 impl ContainerBytes for Batch {
     fn length_in_bytes(&self) -> usize {
-        8 + self.rows.as_ref().map_or(0, |rows| self.encoded.get_or_init(|| encode(rows)).len)
+        8 + self.rows.as_ref().map_or(0, |rows| self.encoded.get_or_init(|| encode(rows, self.picked.as_deref())).len)
     }
 
     fn into_bytes<W: Write>(&self, writer: &mut W) {
@@ -143,7 +173,7 @@ impl ContainerBytes for Batch {
         let Some(rows) = &self.rows else {
             return writer.write_all(&EMPTY.to_le_bytes()).expect(ROOM);
         };
-        let encoded = self.encoded.get_or_init(|| encode(rows));
+        let encoded = self.encoded.get_or_init(|| encode(rows, self.picked.as_deref()));
         writer.write_all(&encoded.schema.to_le_bytes()).expect(ROOM);
         for part in &encoded.parts {
             writer.write_all(part).expect(ROOM);
@@ -187,8 +217,12 @@ mod tests {
         let lists: ArrayRef =
             Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>((0..100).map(|i| Some((0..i % 4).map(Some).collect::<Vec<_>>()))));
         let rows = RecordBatch::try_from_iter([("id", ids), ("name", names), ("list", lists)]).unwrap();
-        for rows in [rows.clone(), rows.slice(17, 40), rows.slice(3, 0), rows] {
-            let batch = Batch::from(rows.clone());
+        let whole = [rows.clone(), rows.slice(17, 40), rows.slice(3, 0), rows.clone()].map(|rows| (Batch::from(rows.clone()), rows));
+        let parts = [vec![5, 2, 2, 99], vec![]].map(|numbers| {
+            let batch = Batch::picked(rows.clone(), numbers);
+            (batch.clone(), batch.into_rows().unwrap())
+        });
+        for (batch, rows) in whole.into_iter().chain(parts) {
             let mut out = Vec::new();
             let len = batch.length_in_bytes();
             batch.into_bytes(&mut out);

@@ -59,27 +59,96 @@ pub fn is_past(frontier: &MutableAntichain<u64>, time: u64) -> bool {
     !frontier.less_equal(&time)
 }
 
+/// Batches of one stream, whose rows are to be put together.
+pub struct Parts {
+    /// They; none without rows.
+    pub batches: Vec<RecordBatch>,
+    picked: Vec<Option<Vec<u32>>>,
+}
+
+/// Where a row is: the number of its batch, and its own in there.
+pub type At = (usize, usize);
+
+impl Parts {
+    /// Those of them that have rows.
+    pub fn new<B: Into<Batch>>(parts: Vec<B>) -> Parts {
+        let parts = parts.into_iter().map(Into::into).filter(|part| part.num_rows() > 0);
+        let (batches, picked) = parts.filter_map(Batch::into_parts).unzip();
+        Parts { batches, picked }
+    }
+
+    /// Shows where each row of a part is.
+    pub fn each(&self, part: usize, mut row: impl FnMut(At)) {
+        match &self.picked[part] {
+            None => (0..self.batches[part].num_rows()).for_each(|number| row((part, number))),
+            Some(picked) => picked.iter().for_each(|&number| row((part, number as usize))),
+        }
+    }
+
+    /// All rows, one part after the other, in this order of the parts.
+    fn concat(mut self, order: &[usize]) -> Option<RecordBatch> {
+        match order {
+            [] => None,
+            &[one] => {
+                let rows = self.batches.swap_remove(one);
+                match self.picked.swap_remove(one) {
+                    None => Some(rows),
+                    Some(picked) => Batch::picked(rows, picked).into_rows(),
+                }
+            }
+            _ if self.picked.iter().all(Option::is_none) => {
+                let batches = order.iter().map(|&part| &self.batches[part]);
+                Some(concat_batches(self.batches[0].schema_ref(), batches).expect("the batches of one stream have one schema"))
+            }
+            _ => {
+                let mut rows = Vec::new();
+                order.iter().for_each(|&part| self.each(part, |at| rows.push(at)));
+                Some(self.interleave(&rows))
+            }
+        }
+    }
+
+    /// One batch with these rows.
+    pub fn interleave(&self, rows: &[At]) -> RecordBatch {
+        let batches: Vec<&RecordBatch> = self.batches.iter().collect();
+        interleave_record_batch(&batches, rows).expect("the batches of one stream have one schema, and an epoch's bytes are bounded")
+    }
+}
+
+/// One batch with all rows of `batches`, one after the other.
+pub fn concat<B: Into<Batch>>(batches: Vec<B>) -> Option<RecordBatch> {
+    let parts = Parts::new(batches);
+    let order: Vec<usize> = (0..parts.batches.len()).collect();
+    parts.concat(&order)
+}
+
 /// One batch with all rows of `batches`, by ascending place. `None` if there are none.
 ///
 /// What arrives in order, as most does, is not copied, or only concatenated.
-pub fn in_order(mut batches: Vec<RecordBatch>) -> Option<RecordBatch> {
-    batches.retain(|b| b.num_rows() > 0);
-    if batches.len() > 1 {
-        batches.sort_by_key(|b| u64s(b, PLACE)[0]);
+pub fn in_order<B: Into<Batch>>(batches: Vec<B>) -> Option<RecordBatch> {
+    let parts = Parts::new(batches);
+    let places: Vec<&[u64]> = parts.batches.iter().map(|batch| u64s(batch, PLACE)).collect();
+    let is_sorted = |part: usize| match &parts.picked[part] {
+        None => places[part].is_sorted(),
+        Some(picked) => picked.is_sorted_by_key(|&row| places[part][row as usize]),
+    };
+    let ends = |part: usize| match &parts.picked[part] {
+        None => (places[part].first(), places[part].last()),
+        Some(picked) => (picked.first().map(|&row| &places[part][row as usize]), picked.last().map(|&row| &places[part][row as usize])),
+    };
+    let mut order: Vec<usize> = (0..places.len()).collect();
+    order.sort_by_key(|&part| ends(part).0);
+    if order.windows(2).all(|pair| ends(pair[0]).1 <= ends(pair[1]).0) && order.iter().all(|&part| is_sorted(part)) {
+        return parts.concat(&order);
     }
-    let places: Vec<&[u64]> = batches.iter().map(|batch| u64s(batch, PLACE)).collect();
-    let follow = places.windows(2).all(|pair| pair[0].last() <= pair[1].first());
-    if follow && places.iter().all(|places| places.is_sorted()) {
-        return concat(batches);
+    let mut rows: Vec<(u64, At)> = Vec::with_capacity(places.iter().map(|places| places.len()).sum());
+    for &part in &order {
+        parts.each(part, |at| rows.push((places[part][at.1], at)));
     }
-    let rows =
-        places.iter().enumerate().flat_map(|(batch, places)| places.iter().enumerate().map(move |(row, place)| (*place, batch, row)));
-    let mut rows: Vec<(u64, usize, usize)> = rows.collect();
     // Stable, and made of ascending runs, which the standard sort merges.
     rows.sort_by_key(|row| row.0);
-    let order: Vec<(usize, usize)> = rows.into_iter().map(|(_, batch, row)| (batch, row)).collect();
-    let batches: Vec<&RecordBatch> = batches.iter().collect();
-    Some(interleave_record_batch(&batches, &order).expect("the batches of one stream have one schema, and an epoch's bytes are bounded"))
+    let rows: Vec<At> = rows.into_iter().map(|(_, at)| at).collect();
+    Some(parts.interleave(&rows))
 }
 
 // --- the clock -----------------------------------------------------------------------------
@@ -118,7 +187,7 @@ pub fn read_clock_row(row: &RecordBatch) -> EpochInfo {
 // --- inputs that wait ----------------------------------------------------------------------
 
 /// Batches by time.
-pub type Stash = BTreeMap<u64, Vec<RecordBatch>>;
+pub type Stash = BTreeMap<u64, Vec<Batch>>;
 
 /// Moves what has arrived at one input into the stash given.
 pub type Drain = Box<dyn FnMut(&mut Stash)>;
@@ -135,8 +204,9 @@ where
     let mut input = builder.new_input(stream, pact);
     Box::new(move |stash| {
         input.for_each(|cap, data| {
-            if let Some(rows) = std::mem::take(data).into_rows() {
-                stash.entry(*cap.time()).or_default().push(rows);
+            let batch = std::mem::take(data);
+            if batch.num_rows() > 0 {
+                stash.entry(*cap.time()).or_default().push(batch);
             }
         })
     })
@@ -239,15 +309,6 @@ where
             assert!(twice.is_none(), "a clock has one row an epoch");
         }
     });
-}
-
-/// One batch with all rows of `batches`, one after the other.
-pub fn concat(batches: Vec<RecordBatch>) -> Option<RecordBatch> {
-    match batches.as_slice() {
-        [] => None,
-        [one] => Some(one.clone()),
-        [first, ..] => Some(concat_batches(first.schema_ref(), &batches).expect("the batches of one stream have one schema")),
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Splitting batches between workers.
 
-use arrow::array::{Array, RecordBatch, StringArray, UInt32Array};
-use arrow::compute::take_record_batch;
+use arrow::array::{Array, RecordBatch, StringArray};
 use timely::communication::Push;
 use timely::dataflow::channels::Message;
 use timely::dataflow::channels::pact::DistributorPact;
@@ -50,12 +49,10 @@ impl Distributor<Batch> for RowDistributor {
         }
         for (rows, pusher) in self.rows.iter_mut().zip(pushers) {
             if !rows.is_empty() {
-                let indices = UInt32Array::from(std::mem::take(rows));
-                let part = take_record_batch(&batch, &indices).expect("the indices are those of rows of this batch");
-                Message::push_at(&mut Batch::from(part), time.clone(), pusher);
-                // Take the allocation back for the next batch.
-                *rows = indices.into_parts().1.into_inner().into_vec().unwrap_or_default();
-                rows.clear();
+                // A slack of a few rows for the next batch, which is likely to be of this size.
+                let next = Vec::with_capacity(rows.len() + rows.len() / 8);
+                let numbers = std::mem::replace(rows, next);
+                Message::push_at(&mut Batch::picked(batch.clone(), numbers), time.clone(), pusher);
             }
         }
     }

@@ -34,8 +34,8 @@ pub trait KeyedState {
     /// Remembers from now on what changes, for [`take_changes`](KeyedState::take_changes).
     fn keep_changes(&mut self);
 
-    /// What has changed since it was last asked, between two epochs; `None` if nothing has.
-    fn take_changes(&mut self) -> Option<RecordBatch>;
+    /// What has changed since it was last asked, between two epochs, in the order in which it is to be taken up.
+    fn take_changes(&mut self) -> Vec<RecordBatch>;
 
     /// How many rows have changed since it was last asked, where the changes can be had from another operator's; else 0.
     fn take_changed_rows(&mut self) -> u64 {
@@ -73,7 +73,7 @@ impl Written {
 
     /// Writes down what an epoch changed.
     pub fn changes(&mut self, epoch: u64, state: &mut dyn KeyedState) {
-        self.changes.extend(state.take_changes().map(|rows| (epoch, rows)));
+        self.changes.extend(state.take_changes().into_iter().map(|rows| (epoch, rows)));
     }
 
     /// Writes down the bases of some groups.

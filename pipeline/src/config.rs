@@ -127,7 +127,7 @@ impl Default for SourceConfig {
             orders_topic: "orders".into(),
             inventory_topic: "inventory".into(),
             message_bytes_max: ByteSize::mib(16),
-            buffer_bytes_max: ByteSize::mib(32),
+            buffer_bytes_max: ByteSize::mib(16),
             kafka: KafkaConfig::default(),
         }
     }
@@ -139,13 +139,22 @@ impl Default for SourceConfig {
 pub struct KafkaConfig {
     /// `host:port`, separated by commas.
     pub brokers: String,
+    /// How long the start of a job waits for brokers that do not answer.
+    pub start_wait: Interval,
+    /// Time between two looks for partitions that were added to the topics; 0: none.
+    pub discovery_interval: Interval,
     /// librdkafka's own settings, over the job's tuning of them.
     pub properties: Properties,
 }
 
 impl Default for KafkaConfig {
     fn default() -> Self {
-        KafkaConfig { brokers: "127.0.0.1:9092".into(), properties: Properties::default() }
+        KafkaConfig {
+            brokers: "127.0.0.1:9092".into(),
+            start_wait: Interval::seconds(60),
+            discovery_interval: Interval::seconds(10),
+            properties: Properties::default(),
+        }
     }
 }
 
@@ -483,8 +492,10 @@ pub struct DeltaConfig {
     pub commit_interval: Interval,
     /// Most rows of a stream in a commit; what is over goes to the next.
     pub commit_rows_max: u64,
-    /// Parquet compression: `none`, `snappy`, `zstd` or `zstd(1)` to `zstd(22)`.
+    /// Parquet compression of new files: `none`, `snappy`, `zstd` or `zstd(1)` to `zstd(22)`.
     pub compression: String,
+    /// That of the files that they are compacted into.
+    pub optimize_compression: String,
     /// Commits between two checkpoints of a table's log.
     pub checkpoint_commits: u64,
     /// Commits between two compactions of small files; 0: never.
@@ -529,7 +540,7 @@ impl Default for CheckpointConfig {
     }
 }
 
-const QUEUE_ROWS_MAX: u64 = 1_000_000;
+const QUEUE_ROWS_MAX: u64 = 400_000;
 const RETRY_BACKOFF_MIN: Interval = Interval::millis(100);
 const RETRY_BACKOFF_MAX: Interval = Interval::seconds(30);
 
@@ -540,7 +551,8 @@ impl Default for DeltaConfig {
             url: String::new(),
             commit_interval: Interval::seconds(5),
             commit_rows_max: 500_000,
-            compression: "zstd(1)".into(),
+            compression: "snappy".into(),
+            optimize_compression: "zstd(1)".into(),
             checkpoint_commits: 50,
             optimize_commits: 100,
             vacuum_retention: Interval::hours(168),

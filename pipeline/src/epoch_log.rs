@@ -52,6 +52,18 @@ pub struct EpochRecord {
     pub sealed_at: i64,
     /// By split, the offsets `[start, end)`; splits without rows are left out.
     pub ranges: BTreeMap<u32, (i64, i64)>,
+    /// Splits that the job has from this epoch on, by number: partitions that were added to a topic. Their numbers go on from those that it had.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub splits: BTreeMap<u32, AddedSplit>,
+}
+
+/// A split that a job got while it ran, or between two of its lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddedSplit {
+    /// What people know it by.
+    pub name: String,
+    /// The offset of its first row.
+    pub start: i64,
 }
 
 impl EpochRecord {
@@ -88,8 +100,14 @@ pub struct LogHeader {
     pub format: u32,
     /// The job's name.
     pub job: String,
-    /// The splits' names by number.
+    /// The splits' names by number, as the job was begun. Records name those that came later.
     pub splits: Vec<String>,
+    /// The offset of the first row of each of them; left out in logs that were begun before it was written down.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub starts: Vec<i64>,
+    /// What tells a topic from another one of its name that was made later, where brokers say it: by topic.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub topics: BTreeMap<String, String>,
     /// The settings on which results depend, by key.
     pub settings: BTreeMap<String, String>,
 }
@@ -98,7 +116,8 @@ impl LogHeader {
     /// The format that this release writes.
     pub const FORMAT: u32 = 1;
 
-    /// What differs from `other`, said so that a user knows what to do; `None` if the log can be continued.
+    /// What differs from `now`, said so that a user knows what to do; `None` if the log can be continued. There may be splits now that were
+    /// not there before.
     pub fn difference(&self, now: &LogHeader) -> Option<String> {
         if self.format != now.format {
             return Some(format!("it has format {}, this release knows format {}: use the release that began it", self.format, now.format));
@@ -106,14 +125,16 @@ impl LogHeader {
         if self.job != now.job {
             return Some(format!("it belongs to the job \"{}\", this is \"{}\": use that job.id, or another epoch log", self.job, now.job));
         }
-        if self.splits != now.splits {
-            let gone = self.splits.iter().filter(|s| !now.splits.contains(s)).map(String::as_str);
-            let new = now.splits.iter().filter(|s| !self.splits.contains(s)).map(String::as_str);
-            let (gone, new): (Vec<_>, Vec<_>) = (gone.collect(), new.collect());
+        if let Some(gone) = other_inputs(&self.splits, &now.splits, true) {
+            return Some(gone);
+        }
+        let made_anew = |(topic, id): (&String, &String)| now.topics.get(topic).is_some_and(|now| now != id).then(|| topic.clone());
+        let anew: Vec<String> = self.topics.iter().filter_map(made_anew).collect();
+        if !anew.is_empty() {
             return Some(format!(
-                "it was begun over other inputs (no longer there: [{}]; not there before: [{}]): restore them, or begin anew with another epoch log",
-                gone.join(", "),
-                new.join(", ")
+                "the topic was removed and made anew since ({}), so that its offsets are those of other messages: what it had and was not read is lost. \
+                 To go on with what it has now, begin anew with another job.id and epoch log",
+                anew.join(", ")
             ));
         }
         let keys: std::collections::BTreeSet<_> = self.settings.keys().chain(now.settings.keys()).collect();
@@ -134,8 +155,24 @@ impl LogHeader {
     }
 }
 
+/// What to say if the inputs of a job are not those that it had; with `may_grow`, more of them are no difference.
+pub fn other_inputs(then: &[String], now: &[String], may_grow: bool) -> Option<String> {
+    let missing = |from: &[String], of: &[String]| of.iter().filter(|name| !from.contains(name)).cloned().collect::<Vec<_>>();
+    let (gone, new) = (missing(now, then), missing(then, now));
+    (!gone.is_empty() || !may_grow && then != now).then(|| {
+        format!(
+            "it was begun over other inputs (no longer there: [{}]; not there before: [{}]): restore them, or begin anew with another epoch log",
+            gone.join(", "),
+            new.join(", ")
+        )
+    })
+}
+
 /// Where an epoch log is kept. One writer at a time.
 pub trait EpochLog: Send {
+    /// What it was begun with.
+    fn header(&self) -> &LogHeader;
+
     /// Appends records, durable when this returns. After an error nothing more may be appended.
     fn append(&mut self, records: &[EpochRecord]) -> Result<(), EpochLogError>;
 }
@@ -252,7 +289,9 @@ mod tests {
         let header = LogHeader {
             format: 1,
             job: "a".into(),
-            splits: vec!["inventory-0.jsonl".into(), "orders-0.jsonl".into()],
+            splits: vec!["inventory/0".into(), "orders/0".into()],
+            starts: vec![0, 7],
+            topics: [("orders".to_owned(), "8Q".to_owned())].into(),
             settings: [("dedup.horizon".to_owned(), "24 h".to_owned())].into(),
         };
         assert_eq!(header.difference(&header), None);
@@ -260,7 +299,23 @@ mod tests {
         other.settings.insert("dedup.horizon".into(), "12 h".into());
         assert!(header.difference(&other).unwrap().contains("dedup.horizon: 24 h then, 12 h now"));
         let mut other = header.clone();
-        other.splits.push("orders-1.jsonl".into());
-        assert!(header.difference(&other).unwrap().contains("not there before: [orders-1.jsonl]"));
+        other.splits.insert(1, "inventory/1".into());
+        assert_eq!(header.difference(&other), None, "partitions may be added");
+        assert!(other.difference(&header).unwrap().contains("no longer there: [inventory/1]"));
+        assert!(other_inputs(&header.splits, &other.splits, false).unwrap().contains("not there before: [inventory/1]"));
+        let mut other = header.clone();
+        other.topics.clear();
+        assert_eq!(header.difference(&other), None, "brokers may not say it");
+        other.topics.insert("orders".into(), "9Z".into());
+        assert!(header.difference(&other).unwrap().contains("made anew since (orders)"));
+    }
+
+    #[test]
+    fn a_record_names_the_splits_that_came_with_it() {
+        let text =
+            r#"{"epoch":7,"sealed_at":"2026-01-05T10:00:00.000Z","ranges":{"6":[0,9]},"splits":{"6":{"name":"orders/4","start":0}}}"#;
+        let record: EpochRecord = serde_json::from_str(text).unwrap();
+        assert_eq!(record.splits[&6], AddedSplit { name: "orders/4".into(), start: 0 });
+        assert_eq!(serde_json::to_string(&record).unwrap(), text);
     }
 }

@@ -4,8 +4,10 @@ mod backfill;
 mod checkpoints;
 mod settings;
 mod sinks;
+mod splits;
 mod workers;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,14 +18,14 @@ use orderflow_sinks::Recovered;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::checkpoint::{CheckpointError, CheckpointStore, Resumed};
+use crate::checkpoint::{CheckpointError, CheckpointStore};
 use crate::config::{Config, Interval, ReplayClock};
 use crate::dataflow::Shared;
-use crate::epoch_log::{self, EpochLogError, EpochRecord, LogHeader, LogHome, LogWriter};
+use crate::epoch_log::{self, EpochLogError, EpochRecord, LogHeader, LogHome, LogWriter, OpenLog};
 use crate::failure::Failure;
 use crate::job_plan::{Cluster, Handles, Progress, ReplayPlan, RunPlan, Stop, Summary};
 use crate::metrics::cpu_seconds;
-use crate::sealer::{Cut, Sealer, SplitStart};
+use crate::sealer::{Cut, SplitStart};
 use crate::sink_driver::Driver;
 use crate::sink_hub::SinkHub;
 use crate::source::{FileSource, KafkaSource, Source, SourceError, Split};
@@ -91,10 +93,12 @@ pub struct Job {
     pub source: Arc<dyn Source>,
     /// For each split: where a new job starts, and its part of the input.
     pub starts: Vec<SplitStart>,
+    /// By topic, what tells it from another one of its name, where brokers say it.
+    pub topics: BTreeMap<String, String>,
     /// How epochs are cut.
     pub cut: Cut,
-    /// For each split: where the job ends, if it is to end before its input.
-    pub until: Option<Vec<i64>>,
+    /// By split, where the job ends, if it is to end before its input.
+    pub until: Option<BTreeMap<String, i64>>,
     /// Whether `future` is checked: not in replays of files.
     pub live: bool,
     /// Where the epoch log is kept.
@@ -135,7 +139,19 @@ pub fn replay(plan: ReplayPlan) -> Result<Summary, JobError> {
     let starts = source.splits().iter().zip(source.sizes());
     let starts = starts.map(|(split, weight)| SplitStart { offset: 0, weight, opening: is_opening(split) }).collect();
     let log_home = LogHome::Folder(out);
-    let job = Job { source: Arc::new(source), starts, cut, until: None, live: false, log_home, cluster, handles, rows_total: None, config };
+    let job = Job {
+        source: Arc::new(source),
+        starts,
+        topics: BTreeMap::new(),
+        cut,
+        until: None,
+        live: false,
+        log_home,
+        cluster,
+        handles,
+        rows_total: None,
+        config,
+    };
     job.execute()
 }
 
@@ -145,15 +161,23 @@ pub fn replay(plan: ReplayPlan) -> Result<Summary, JobError> {
 /// With one message that says what to do. The same command then goes on where the job was.
 pub fn run(plan: RunPlan) -> Result<Summary, JobError> {
     let RunPlan { mut config, cluster, drain, handles } = plan;
-    let source = KafkaSource::connect(settings::kafka(&config), settings::source_limits(&config))?;
+    let mut source = KafkaSource::connect(settings::kafka(&config), settings::source_limits(&config))?;
     if config.sinks.delta.url.is_empty() {
         config.sinks.delta.url = config.job.data_dir.join("delta").display().to_string();
     }
-    let until = if drain { Some(source.end_offsets()?) } else { None };
+    let names = || source.splits().iter().map(|split| split.name.clone());
+    let until = if drain { Some(names().zip(source.end_offsets()?).collect()) } else { None };
     let starts = source.start_offsets()?.into_iter().map(|offset| SplitStart { offset, weight: 1, opening: false }).collect();
+    let topics = source.identities().clone();
+    let discovery = config.source.kafka.discovery_interval.as_duration();
+    // Process 0 seals, and tells the others.
+    if !discovery.is_zero() && cluster.as_ref().is_none_or(|cluster| cluster.process == 0) {
+        source = source.discover(discovery)?;
+    }
     let job = Job {
         source: Arc::new(source),
         starts,
+        topics,
         cut: Cut::Live { linger: config.epoch.linger.as_duration() },
         until,
         live: true,
@@ -218,23 +242,28 @@ impl Job {
             format: LogHeader::FORMAT,
             job: config.job.id.clone(),
             splits: self.source.splits().iter().map(|s| s.name.clone()).collect(),
+            starts: self.starts.iter().map(|start| start.offset).collect(),
+            topics: self.topics.clone(),
             settings: settings::meaning(config, &settings),
         };
 
         let checkpoints = checkpoints::Checkpoints::open(config)?;
 
-        // Process 0 keeps the log, and with it the right to run.
-        let opened = if process == 0 { Some(epoch_log::open(&self.log_home, &header)?) } else { None };
+        let runtime = io_runtime(config)?;
+
+        // Process 0 keeps the log, and with it the right to run. What lies before the newest checkpoint is hardly ever needed.
+        let newest = if process == 0 { checkpoints.newest(&runtime, &header)? } else { Epoch(0) };
+        let opened = if process == 0 { Some(open_log(&self.log_home, &header, newest, checkpoints.url())?) } else { None };
+        let begun = opened.as_ref().map(|(log, ..)| log.header().clone());
         // The guard is held until the last commit: a second job must not begin while this one's sinks are at work.
-        let (log, tape, _guard) = match opened {
+        let (log, mut tape, _guard) = match opened {
             Some((log, tape, guard)) => (Some(log), tape, Some(guard)),
             None => (None, Vec::new(), None),
         };
-        let replayed = tape.last().map_or(Epoch(0), |r| r.epoch);
+        let replayed = tape.last().map_or(newest, |r| r.epoch);
         let (durable, durable_seen) = watch::channel(replayed);
 
         // Sinks: what they committed is known before the first row moves.
-        let runtime = io_runtime(config)?;
         let hub = Arc::new(SinkHub::new(metrics.clone(), || Utc::now().timestamp_micros()));
         let mine = |stream: usize| (stream % peers) / workers == process;
         let drivers = sinks::drivers(config, &settings, &hub, &metrics, &failure, durable_seen.clone(), mine)?;
@@ -254,20 +283,13 @@ impl Job {
             return Err(JobError::Sink(message));
         }
         let resumed = checkpoints.resume(&runtime, &header, &sinks::known(&recovered), process, processes)?;
-        if process == 0
-            && let Some(Resumed { manifest }) = &resumed
-            && manifest.epoch > replayed
-        {
-            return Err(JobError::Failed(format!(
-                "the checkpoint of epoch {} in {} is of this job, but its epoch log ends with epoch {}: it was lost; put back the folder with the log, or \
-                 choose another job.id and other tables for a job that begins anew",
-                manifest.epoch,
-                checkpoints.url(),
-                replayed.0
-            )));
+        let behind = resumed.as_ref().map_or(Epoch(0), |resumed| resumed.manifest.epoch);
+        if process == 0 && behind < newest {
+            tape = epoch_log::read_after(&self.log_home, behind)?;
         }
         let tasks = sinks::start(&runtime, recovered);
-        let states = checkpoints::Start { process, processes, labels, header, committed: committed.clone(), durable: durable_seen };
+        let states =
+            checkpoints::Start { process, processes, labels, header: header.clone(), committed: committed.clone(), durable: durable_seen };
         let checkpoints::Running { states, trigger, mut task } =
             checkpoints.start(config, &runtime, resumed, states, &metrics, &failure)?;
 
@@ -275,14 +297,13 @@ impl Job {
             None => None,
             Some(log) => {
                 let resumed = states.loader.as_ref().map(|loader| loader.manifest());
-                let behind = resumed.map_or(Epoch(0), |manifest| manifest.epoch);
-                let tape = tape.into_iter().filter(|record| record.epoch > behind).collect();
-                let mut sealer = Sealer::new(self.cut, config.epoch.rows_max, tape, &self.starts);
-                if let Some(manifest) = resumed {
-                    sealer = sealer.resume(manifest.epoch, manifest.sealed_at, &manifest.offsets);
-                }
+                let begun = begun.as_ref().unwrap_or(&header);
+                let known = splits::Known::new(&*self.source, begun, &self.starts, resumed, &tape)
+                    .map_err(|what| JobError::EpochLog(EpochLogError::Different { log: self.log_home.to_string(), what }))?;
+                let (mut sealer, names) = known.sealer(self.cut, config.epoch.rows_max, tape, resumed);
                 if let Some(until) = &self.until {
-                    sealer = sealer.until(until);
+                    let of_split = |name: &String| *until.get(name).expect("inputs that are gone have been refused");
+                    sealer = sealer.until(&names.iter().map(of_split).collect::<Vec<_>>());
                 }
                 let failed = failure.clone();
                 let log = LogWriter::start(log, durable.clone(), move |error| match error {
@@ -292,6 +313,7 @@ impl Job {
                 .map_err(|e| JobError::Start(e.to_string()))?;
                 Some(Head {
                     sealer,
+                    names,
                     log: Some(log),
                     clock: seal_clock(config, self.cut)?,
                     stop: self.handles.stop.clone(),
@@ -360,6 +382,17 @@ impl Job {
             stopped: done.stopped,
         })
     }
+}
+
+/// Opens the log behind a checkpoint.
+fn open_log(home: &LogHome, header: &LogHeader, checkpoint: Epoch, checkpoints: &str) -> Result<OpenLog, JobError> {
+    epoch_log::open_after(home, header, checkpoint).map_err(|error| match error {
+        EpochLogError::TooShort { last, .. } => JobError::Failed(format!(
+            "the checkpoint of epoch {checkpoint} in {checkpoints} is of this job, but its epoch log ends with epoch {last}: it was lost; put back the \
+             folder with the log, or choose another job.id and other tables for a job that begins anew"
+        )),
+        error => error.into(),
+    })
 }
 
 /// What sinks and checkpoints run on, beside the workers.

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use orderflow_operators::epoch::Epoch;
 
-use crate::epoch_log::EpochRecord;
+use crate::epoch_log::{AddedSplit, EpochRecord};
 
 /// Marks that an epoch passes at most in a split.
 pub const MARKS_MAX: usize = 4;
@@ -111,6 +111,10 @@ pub struct Sealer {
     rows_max: u64,
     tape: VecDeque<EpochRecord>,
     splits: Vec<SplitState>,
+    /// Those that the log does not name yet: the next new epoch does.
+    added: BTreeMap<u32, AddedSplit>,
+    /// Whether it ends before its inputs do.
+    drains: bool,
     last: Epoch,
     sealed_at: i64,
     /// Milliseconds of the caller's monotonic clock.
@@ -162,8 +166,30 @@ impl Sealer {
             sealed_at: last.map_or(i64::MIN, |r| r.sealed_at),
             tape: tape.into(),
             splits: states,
+            added: BTreeMap::new(),
+            drains: false,
             last_seal_ms: None,
         }
+    }
+
+    /// There is one more split, which the log does not know yet; its number. The next new epoch names it in the log: before, no epoch has rows of it.
+    pub fn add(&mut self, split: AddedSplit) -> u32 {
+        let number = self.splits.len() as u32;
+        let start = split.start;
+        self.splits.push(SplitState {
+            opening: false,
+            position: start,
+            start,
+            weight: 1,
+            end: start,
+            ended: false,
+            // What comes while a job drains its inputs is left to the next life.
+            until: self.drains.then_some(start),
+            caught_up: false,
+            marks: VecDeque::new(),
+        });
+        self.added.insert(number, split);
+        number
     }
 
     /// The last epoch of the tape, and of what was sealed since.
@@ -191,6 +217,7 @@ impl Sealer {
         for (split, &offset) in self.splits.iter_mut().zip(offsets) {
             split.until = Some(offset);
         }
+        self.drains = true;
         self
     }
 
@@ -209,7 +236,8 @@ impl Sealer {
             Next::After(_) | Next::Waiting | Next::Finished => {
                 self.last = self.last.next();
                 self.sealed_at = self.sealed_at.max(now_ms);
-                EpochRecord { epoch: self.last, sealed_at: self.sealed_at, ranges: BTreeMap::new() }
+                let splits = std::mem::take(&mut self.added);
+                EpochRecord { epoch: self.last, sealed_at: self.sealed_at, ranges: BTreeMap::new(), splits }
             }
         }
     }
@@ -302,7 +330,8 @@ impl Sealer {
                 }
             }
         }
-        Next::Sealed(EpochRecord { epoch: self.last, sealed_at: self.sealed_at, ranges })
+        let splits = std::mem::take(&mut self.added);
+        Next::Sealed(EpochRecord { epoch: self.last, sealed_at: self.sealed_at, ranges, splits })
     }
 
     /// Rows by split: all that there are, or a proportional part of them.
@@ -423,7 +452,7 @@ mod tests {
 
     #[test]
     fn recorded_epochs_alone_are_played() {
-        let record = EpochRecord { epoch: Epoch(8), sealed_at: 9, ranges: [(1, (3, 5))].into() };
+        let record = EpochRecord { epoch: Epoch(8), sealed_at: 9, ranges: [(1, (3, 5))].into(), splits: BTreeMap::new() };
         let mut sealer = Sealer::new(Cut::Recorded, 4, vec![record.clone()], &starts(&[(0, 1), (0, 1)]));
         read_all(&mut sealer, &[3, 7]);
         assert_eq!((sealer.first(), sealer.next(0, 0)), (Epoch(8), Next::Replayed(record)));
@@ -440,6 +469,10 @@ mod tests {
         sealer.hear(0, Report::End(60));
         sealer.hear(1, Report::End(9));
         assert_eq!(ranges(sealer.next(0, 0)), [(1, (7, 9))]);
+        assert_eq!(sealer.next(0, 0), Next::Waiting);
+        // One that comes meanwhile is named, but not waited for.
+        sealer.add(AddedSplit { name: "orders/3".into(), start: 4 });
+        sealer.hear(3, Report::End(9));
         assert_eq!(sealer.next(0, 0), Next::Waiting);
         // No message has the offsets 9 to 11.
         sealer.hear(1, Report::CaughtUp);
@@ -462,13 +495,32 @@ mod tests {
 
     #[test]
     fn the_tape_comes_first() {
-        let record = EpochRecord { epoch: Epoch(1), sealed_at: 9, ranges: [(1, (3, 5))].into() };
+        let record = EpochRecord { epoch: Epoch(1), sealed_at: 9, ranges: [(1, (3, 5))].into(), splits: BTreeMap::new() };
         let mut sealer = Sealer::new(Cut::Replay, 4, vec![record.clone()], &starts(&[(0, 1), (0, 1)]));
         assert_eq!(sealer.first_offsets(), [0, 3]);
         assert_eq!(sealer.next(0, 0), Next::Replayed(record));
         read_all(&mut sealer, &[0, 7]);
         assert_eq!(ranges(sealer.next(0, 0)), [(1, (5, 7))]);
         assert_eq!(sealer.next(0, 0), Next::Finished);
+    }
+
+    #[test]
+    fn a_split_that_is_added_is_named_before_it_has_rows() {
+        let tape = EpochRecord { epoch: Epoch(1), sealed_at: 9, ranges: [(0, (0, 5))].into(), splits: BTreeMap::new() };
+        let mut sealer = Sealer::new(Cut::Live { linger: Duration::ZERO }, 10, vec![tape.clone()], &starts(&[(0, 1)]));
+        let added = AddedSplit { name: "orders/1".into(), start: 3 };
+        assert_eq!(sealer.add(added.clone()), 1);
+        assert_eq!(sealer.next(0, 0), Next::Replayed(tape), "the tape is as it is");
+        assert_eq!(sealer.first_offsets(), [5, 3]);
+        assert_eq!(sealer.next(0, 0), Next::Waiting);
+        sealer.hear(0, Report::End(6));
+        let Next::Sealed(record) = sealer.next(0, 0) else { panic!() };
+        assert_eq!((record.ranges, record.splits), ([(0, (5, 6))].into(), [(1, added)].into()));
+        sealer.hear(1, Report::End(4));
+        let Next::Sealed(record) = sealer.next(0, 0) else { panic!() };
+        assert_eq!((record.ranges, record.splits), ([(1, (3, 4))].into(), BTreeMap::new()));
+        assert_eq!(sealer.add(AddedSplit { name: "orders/2".into(), start: 0 }), 2);
+        assert_eq!(sealer.last_one(0, 0).splits.len(), 1, "the last epoch names what it finds");
     }
 
     proptest! {

@@ -26,6 +26,8 @@ use std::sync::Arc;
 use orderflow_operators::decoder::Topic;
 use orderflow_operators::epoch::Place;
 
+use crate::epoch_log::AddedSplit;
+
 pub use buffer::{Available, SplitReader};
 pub use chunk::{Message, Messages};
 pub use files::FileSource;
@@ -49,8 +51,21 @@ pub struct Split {
 
 /// An input of splits that are read from an offset on.
 pub trait Source: Send + Sync {
-    /// All splits, by number: inventory first, then orders; within each by file name or partition.
+    /// All splits that there were when it was opened, numbered as for a new job: inventory first, then orders; within each by file name or partition.
     fn splits(&self) -> &[Split];
+
+    /// The split of this name, under the number that the job has given it; none if the source has no such split. It may be one that came later.
+    fn split(&self, number: u32, name: &str) -> Option<Split> {
+        self.splits().iter().find(|split| split.name == name).map(|split| Split { number, ..split.clone() })
+    }
+
+    /// Splits that came since the source was opened and were not told yet: names, and where each begins. None where nobody looks for them.
+    ///
+    /// # Errors
+    /// If the input is no longer what it was.
+    fn added(&self) -> Result<Vec<AddedSplit>, SourceError> {
+        Ok(Vec::new())
+    }
 
     /// Starts reading `split` from `offset`, ahead of the engine, within the source's [`SourceLimits`]. `wake` is called whenever more
     /// became available, and when the split ended or failed; it must be quick.
@@ -60,7 +75,7 @@ pub trait Source: Send + Sync {
     ///
     /// # Panics
     /// If there is no such split, or `offset` is negative.
-    fn open(&self, split: u32, offset: i64, wake: Wake) -> Result<SplitReader, SourceError>;
+    fn open(&self, split: &Split, offset: i64, wake: Wake) -> Result<SplitReader, SourceError>;
 
     /// Whether its splits end: files do, topics do not.
     fn bounded(&self) -> bool;
@@ -88,7 +103,7 @@ impl Default for SourceLimits {
     fn default() -> Self {
         SourceLimits {
             message_bytes_max: 16 << 20,
-            buffer_bytes_max: 32 << 20,
+            buffer_bytes_max: 16 << 20,
             buffer_rows_max: 4 << 20,
             // Large enough that handing it over costs nothing, small enough for a core's cache.
             chunk_bytes: 512 << 10,
@@ -194,6 +209,12 @@ pub enum SourceError {
         /// The offset.
         offset: i64,
     },
+    /// A split that another process, or the log, has and this source has not.
+    #[error("{split} is not among this process's inputs: give all processes of the job the same topics and brokers")]
+    NoSplit {
+        /// The split's name.
+        split: String,
+    },
     /// A split is being read already.
     #[error("{split} is being read already")]
     AlreadyOpen {
@@ -289,6 +310,15 @@ pub enum SourceError {
         first: i64,
         /// The offset after the last that the broker has.
         end: i64,
+    },
+    /// A topic is another one now.
+    #[error(
+        "topic `{topic}` was removed and made anew while the job ran: what it had and was not read is lost. To go on with what it has now, begin \
+         anew with another job.id and epoch log"
+    )]
+    MadeAnew {
+        /// The topic.
+        topic: String,
     },
     /// A partition cannot be read on.
     #[error("{split} cannot be read: {reason}")]

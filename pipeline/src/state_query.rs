@@ -3,7 +3,7 @@
 //! | table | a row for each | columns |
 //! | --- | --- | --- |
 //! | `stock` | SKU that has units | sku (text), on_hand, reserved (int64) |
-//! | `reservations` | order that holds stock | order_id (text), ordinal (uint32: among those of one id, the oldest first), event_time (timestamp), status (uint8: 0 held, 1 confirmed), lines (list of sku, quantity) |
+//! | `reservations` | SKU of an order that holds stock | order_id (text), event_time (timestamp: of the order), status (uint8: 0 held, 1 confirmed), line (uint32: its number in the order, from 0), sku (text), quantity (int64) |
 //! | `orders` | order id that is remembered | id (text), event_time (timestamp: the beginning of its time bucket), content (16 bytes) |
 //! | `movements` | movement id that is remembered | id (text), event_time (timestamp: the beginning of its time bucket) |
 //! | `customer`, `card`, `device`, `ip` | key and pane; key, member and pane | key (text), event_time (timestamp: the beginning of the pane), window (uint8: of which window; 255: of all), orders, amount (int64), member (text or null) |

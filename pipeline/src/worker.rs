@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use orderflow_operators::batch::Batch;
 use orderflow_operators::dataflow::time_of;
-use orderflow_operators::epoch::Epoch;
+use orderflow_operators::epoch::{Epoch, Place};
+use serde::{Deserialize, Serialize};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
 use timely::dataflow::operators::Input;
@@ -23,7 +24,7 @@ use tokio::sync::watch;
 
 use crate::checkpoint::{Begun, Trigger};
 use crate::dataflow::{self, Readers, RemoteReport, SealInput, Shared, owner_of_split, seal_batch};
-use crate::epoch_log::{EpochRecord, LogWriter};
+use crate::epoch_log::{AddedSplit, EpochRecord, LogWriter};
 use crate::job_plan::{Progress, ProgressFn, Stop};
 use crate::sealer::{Next, Report, Sealer};
 use crate::source::{Source, Wake};
@@ -55,6 +56,8 @@ pub struct WorkerPlan {
 pub struct Head {
     /// Cuts the epochs.
     pub sealer: Sealer,
+    /// The splits' names by number.
+    pub names: Vec<String>,
     /// Makes them durable; none where all of them are.
     pub log: Option<LogWriter>,
     /// Gives new epochs their sealing time: milliseconds since 1970.
@@ -94,12 +97,27 @@ pub struct HeadSummary {
     pub stopped: bool,
 }
 
-/// Where to read from, how far the log is durable, and, at the start, with which epoch it ended and of which epoch the checkpoint is that process 0 goes on
-/// from: (split, offset), ([`DURABLE`], epoch), ([`LOG_END`], epoch) or ([`RESUMED`], epoch).
-type ControlMessage = (u32, i64);
-const DURABLE: u32 = u32::MAX;
-const LOG_END: u32 = u32::MAX - 1;
-const RESUMED: u32 = u32::MAX - 2;
+/// What process 0 tells all workers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+enum ControlMessage {
+    /// The log is durable through this epoch.
+    Durable(Epoch),
+    /// At the start: with which epoch it ended.
+    LogEnd(Epoch),
+    /// At the start: of which epoch the checkpoint is that process 0 goes on from; 0: none.
+    Resumed(Epoch),
+    /// There is a split that this worker reads from here on.
+    Read(Assigned),
+}
+
+/// A split and the worker that reads it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Assigned {
+    owner: usize,
+    number: u32,
+    name: String,
+    offset: i64,
+}
 
 /// In the place of a report's kind: somebody asked another process than the sealer's to stop.
 const STOP: u8 = u8::MAX;
@@ -176,7 +194,7 @@ struct Control {
 struct Inbox {
     reports: Vec<RemoteReport>,
     /// Splits to read, and from where.
-    starts: Vec<(u32, i64)>,
+    assigned: Vec<Assigned>,
     /// The last epoch of the log at the start.
     log_end: Option<Epoch>,
     /// The epoch of process 0's checkpoint.
@@ -194,16 +212,13 @@ fn control_dataflow(worker: &mut Worker, durable: &watch::Sender<Epoch>) -> (Con
         let (to, durable) = (inbox.clone(), durable.clone());
         scope.input_from(&mut messages).broadcast().sink(Pipeline, "control", move |(input, _frontier)| {
             input.for_each(|_time, data| {
-                for (what, value) in data.drain(..) {
-                    if what == DURABLE {
+                for message in data.drain(..) {
+                    match message {
                         // Here, not in the worker's loop: sinks wait for the last one when that loop has ended.
-                        durable.send_modify(|epoch| *epoch = (*epoch).max(Epoch(value as u64)));
-                    } else if what == LOG_END {
-                        to.borrow_mut().log_end = Some(Epoch(value as u64));
-                    } else if what == RESUMED {
-                        to.borrow_mut().resumed = Some(Epoch(value as u64));
-                    } else {
-                        to.borrow_mut().starts.push((what, value));
+                        ControlMessage::Durable(through) => durable.send_modify(|epoch| *epoch = (*epoch).max(through)),
+                        ControlMessage::LogEnd(epoch) => to.borrow_mut().log_end = Some(epoch),
+                        ControlMessage::Resumed(epoch) => to.borrow_mut().resumed = Some(epoch),
+                        ControlMessage::Read(assigned) => to.borrow_mut().assigned.push(assigned),
                     }
                 }
             });
@@ -245,7 +260,7 @@ struct Body<'a> {
 impl Body<'_> {
     /// Handles what came over the control dataflow, and tells the sealer what was read.
     fn step(&mut self, worker: &Worker, head: Option<&mut HeadState>) -> Result<(), crate::source::SourceError> {
-        let Inbox { reports, starts, log_end, resumed } = std::mem::take(&mut *self.inbox.borrow_mut());
+        let Inbox { reports, assigned, log_end, resumed } = std::mem::take(&mut *self.inbox.borrow_mut());
         if let Some(message) = log_end.and_then(|end| crate::job::sinks_ahead(self.plan.sinks_through, end)) {
             self.plan.shared.failure.report(message);
         }
@@ -256,9 +271,9 @@ impl Body<'_> {
                  checkpoint.url, and start them again"
             ));
         }
-        let splits = self.plan.source.splits().len();
-        for (split, offset) in starts.into_iter().filter(|(split, _)| owner_of_split(*split, splits, worker.peers()) == worker.index()) {
-            self.readers.borrow_mut().open(&*self.plan.source, split, offset, &self.wake)?;
+        for Assigned { number, name, offset, .. } in assigned.into_iter().filter(|split| split.owner == worker.index()) {
+            let split = self.plan.source.split(number, &name).ok_or(crate::source::SourceError::NoSplit { split: name })?;
+            self.readers.borrow_mut().open(&*self.plan.source, &split, offset, &self.wake)?;
         }
         if let Some(head) = head {
             for report in reports {
@@ -305,6 +320,9 @@ impl Body<'_> {
 /// Worker 0's part.
 struct HeadState {
     sealer: Sealer,
+    names: Vec<String>,
+    /// How many splits there were at the start.
+    splits_at_start: usize,
     log: Option<LogWriter>,
     clock: Box<dyn FnMut(Epoch) -> i64 + Send>,
     stop: Stop,
@@ -333,10 +351,12 @@ struct HeadState {
 
 impl HeadState {
     fn new(head: Head, seals: SealInput, probe: ProbeHandle<u64>, peers: usize) -> Self {
-        let Head { sealer, log, clock, stop, progress, committed, rows_total, health, checkpoints } = head;
+        let Head { sealer, names, log, clock, stop, progress, committed, rows_total, health, checkpoints } = head;
         let next = sealer.first();
         HeadState {
             sealer,
+            splits_at_start: names.len(),
+            names,
             log,
             clock,
             stop,
@@ -370,17 +390,21 @@ impl HeadState {
     /// Seals what can be sealed; returns how long nothing needs to be done unless something happens.
     fn step(&mut self, body: &mut Body<'_>) -> Duration {
         if !std::mem::replace(&mut self.opened, true) {
-            body.tell_all((LOG_END, self.sealer.last().0 as i64));
-            body.tell_all((RESUMED, body.plan.resumed.0 as i64));
+            body.tell_all(ControlMessage::LogEnd(self.sealer.last()));
+            body.tell_all(ControlMessage::Resumed(body.plan.resumed));
             for (split, offset) in self.sealer.first_offsets().into_iter().enumerate() {
-                body.tell_all((split as u32, offset));
+                body.tell_all(self.assign(split as u32, offset));
             }
+        }
+        match body.plan.source.added() {
+            Ok(added) => added.into_iter().for_each(|split| self.add(body, split)),
+            Err(error) => body.plan.shared.failure.report(error),
         }
         if body.plan.clustered {
             let durable = *body.plan.durable.borrow();
             if durable > self.durable_told {
                 self.durable_told = durable;
-                body.tell_all((DURABLE, durable.0 as i64));
+                body.tell_all(ControlMessage::Durable(durable));
             }
         }
         while self.under_way.front().is_some_and(|&(epoch, _)| !self.probe.less_than(&time_of(epoch.next()))) {
@@ -398,6 +422,29 @@ impl HeadState {
             });
         }
         park
+    }
+
+    /// Takes on a split that came while the job runs. The next new epoch names it in the log.
+    fn add(&mut self, body: &mut Body<'_>, split: AddedSplit) {
+        // Once the input is closed nobody would read it; the next life finds it.
+        if self.seals.is_none() || self.names.contains(&split.name) {
+            return;
+        }
+        if self.names.len() > Place::SPLIT_MAX as usize {
+            return body.plan.shared.failure.report(crate::source::SourceError::TooManySplits { count: self.names.len() + 1 });
+        }
+        let offset = split.start;
+        self.names.push(split.name.clone());
+        let number = self.sealer.add(split);
+        let message = self.assign(number, offset);
+        tracing::info!(split = self.names[number as usize], offset, number, "a new input");
+        body.tell_all(message);
+    }
+
+    /// Who reads a split.
+    fn assign(&self, number: u32, offset: i64) -> ControlMessage {
+        let owner = owner_of_split(number, self.splits_at_start, self.peers);
+        ControlMessage::Read(Assigned { owner, number, name: self.names[number as usize].clone(), offset })
     }
 
     fn seal(&mut self, body: &mut Body<'_>) -> Duration {
@@ -465,10 +512,11 @@ impl HeadState {
         self.next = record.epoch.next();
         if let Some(trigger) = &checkpoint {
             self.checkpoint_begun = Instant::now();
-            trigger.begin(Begun { epoch: record.epoch, sealed_at: record.sealed_at, offsets: self.sealer.positions() });
+            let (splits, offsets) = (self.names.clone(), self.sealer.positions());
+            trigger.begin(Begun { epoch: record.epoch, sealed_at: record.sealed_at, splits, offsets });
         }
         seals.advance_to(time_of(record.epoch));
-        seals.send_batch(&mut Batch::from(seal_batch(&record, body.plan.source.splits().len(), self.peers, checkpoint.is_some())));
+        seals.send_batch(&mut Batch::from(seal_batch(&record, self.splits_at_start, self.peers, checkpoint.is_some())));
         // At once, so that the epoch can be over.
         seals.advance_to(time_of(self.next));
         if is_new {
@@ -489,7 +537,7 @@ impl HeadState {
         self.log = None;
         if body.plan.clustered {
             let durable = *body.plan.durable.borrow();
-            body.tell_all((DURABLE, durable.0 as i64));
+            body.tell_all(ControlMessage::Durable(durable));
         }
         self.seals = None;
         if let Some(control) = &mut body.control {

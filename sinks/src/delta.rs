@@ -50,6 +50,8 @@ use crate::{EpochRows, Recovered, Sink, SinkError};
 pub struct DeltaSink {
     spec: TableSpec,
     format: Arc<FileFormat>,
+    /// Of files that others are compacted into.
+    compacted: Arc<FileFormat>,
     settings: DeltaSettings,
     state: Option<State>,
 }
@@ -76,7 +78,9 @@ impl DeltaSink {
     /// [`SinkError::Refused`] if the address or an option of the store cannot be used. The store is not asked yet.
     pub fn new(job: &str, stream: &str, schema: SchemaRef, settings: DeltaSettings) -> Result<DeltaSink, SinkError> {
         let spec = TableSpec::new(job, stream, schema.clone(), settings.clone())?;
-        Ok(DeltaSink { spec, format: Arc::new(FileFormat::new(schema, settings.compression)), settings, state: None })
+        let format = Arc::new(FileFormat::new(schema.clone(), settings.compression));
+        let compacted = Arc::new(FileFormat::new(schema, settings.optimize_compression));
+        Ok(DeltaSink { spec, format, compacted, settings, state: None })
     }
 
     fn refused(&self, reason: impl ToString) -> SinkError {
@@ -194,7 +198,7 @@ impl Sink for DeltaSink {
         let Some(table) = &mut state.table else { return Ok(()) };
         // A failure is due again as late as a success, lest a table that cannot be compacted holds up each commit.
         state.commits_since_housekeeping = 0;
-        housekeeping::compact(&self.spec, &self.format, self.settings.optimize_bytes_target, table).await?;
+        housekeeping::compact(&self.spec, &self.compacted, self.settings.optimize_bytes_target, table).await?;
         if !self.settings.vacuum_retention.is_zero() {
             housekeeping::vacuum(&self.spec, self.settings.vacuum_retention, table).await?;
         }

@@ -46,8 +46,8 @@ impl Changes {
         }
     }
 
-    fn take(&mut self) -> Option<RecordBatch> {
-        crate::dataflow::concat(std::mem::take(&mut self.rows))
+    fn take(&mut self) -> Vec<RecordBatch> {
+        std::mem::take(&mut self.rows)
     }
 }
 
@@ -169,7 +169,7 @@ impl KeyedState for Deduplicate {
     fn keep_changes(&mut self) {
         self.changes.kept = true;
     }
-    fn take_changes(&mut self) -> Option<RecordBatch> {
+    fn take_changes(&mut self) -> Vec<RecordBatch> {
         self.changes.take()
     }
     fn restore(&mut self, rows: &RecordBatch) {
@@ -197,7 +197,7 @@ impl KeyedState for DeduplicateMovements {
     fn keep_changes(&mut self) {
         self.changes.kept = true;
     }
-    fn take_changes(&mut self) -> Option<RecordBatch> {
+    fn take_changes(&mut self) -> Vec<RecordBatch> {
         self.changes.take()
     }
     fn restore(&mut self, rows: &RecordBatch) {

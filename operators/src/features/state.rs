@@ -159,8 +159,8 @@ impl KeyedState for Features {
         self.changes.get_or_insert_default();
     }
 
-    fn take_changes(&mut self) -> Option<RecordBatch> {
-        crate::dataflow::concat(std::mem::take(self.changes.as_mut()?))
+    fn take_changes(&mut self) -> Vec<RecordBatch> {
+        self.changes.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     fn take_changed_rows(&mut self) -> u64 {

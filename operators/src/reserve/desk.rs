@@ -257,8 +257,8 @@ pub struct Desk {
     len: usize,
     /// The group whose table is tended next.
     tended: usize,
-    /// Ids of orders whose reservations have changed since somebody asked, if anybody will.
-    changed: Option<Vec<CompactString>>,
+    /// What has happened since somebody asked, if anybody will.
+    changes: Option<state::Changes>,
     // -- of the epoch
     orders: Option<RecordBatch>,
     lifecycle: Option<RecordBatch>,
@@ -284,7 +284,7 @@ impl Desk {
             deadlines: BTreeMap::new(),
             len: 0,
             tended: 0,
-            changed: None,
+            changes: None,
             orders: None,
             lifecycle: None,
             open: Vec::new(),
@@ -421,9 +421,6 @@ impl Desk {
             (LifecycleKind::Shipped, _) => (RequestKind::Ship, ReservationStatus::Gone),
         };
         reservation.status = status;
-        if let Some(changed) = &mut self.changed {
-            changed.push(reservation.order_id.clone());
-        }
         let open = reservation.open;
         let first = if open == NONE {
             NONE
@@ -512,16 +509,20 @@ impl Desk {
     /// If it is not complete.
     pub fn finish(&mut self, info: &EpochInfo) -> Finished {
         assert!(self.is_complete(), "an epoch is finished when its orders are decided");
-        self.write_down();
+        self.settle();
         tend(&mut self.groups[self.tended].table, |entry| entry.hash);
         self.tended = (self.tended + 1) % self.groups.len();
-        let expiries = self.fire(info.watermark);
         let orders = self.orders.take();
         let lifecycle = self.lifecycle.take();
+        let lines = orders.as_ref().and_then(|orders| self.line_rows(orders));
+        if let Some(changes) = &mut self.changes {
+            lines.iter().for_each(|lines| changes.granted(lines));
+            lifecycle.iter().for_each(|messages| changes.messages(messages, &self.ignored));
+        }
         let finished = Finished {
-            expiries,
+            expiries: self.fire(info.watermark),
             decisions: orders.as_ref().map(|orders| self.decision_rows(info, orders)),
-            lines: orders.as_ref().and_then(|orders| self.line_rows(orders)),
+            lines,
             ignored: lifecycle.as_ref().and_then(|batch| self.ignored_rows(batch)),
         };
         self.open.clear();
@@ -532,7 +533,7 @@ impl Desk {
     }
 
     /// Granted orders become reservations (or are gone already), refused ones leave no trace but their messages, ignored.
-    fn write_down(&mut self) {
+    fn settle(&mut self) {
         for order in &self.open {
             let group = &mut self.groups[order.group as usize];
             let reservation = &mut group.slots[order.slot as usize];
@@ -542,9 +543,6 @@ impl Desk {
                 group.remove(order.slot);
                 self.len -= 1;
                 continue;
-            }
-            if let Some(changed) = &mut self.changed {
-                changed.push(reservation.order_id.clone());
             }
             if reservation.status == ReservationStatus::Held {
                 let bucket = reservation.event_time.div_euclid(DEADLINE_BUCKET);
@@ -586,6 +584,7 @@ impl Desk {
             bucket.remove();
         }
         let mut requests = Requests::default();
+        let mut written = self.changes.is_some().then(|| (StringBuilder::new(), Vec::new()));
         // An entry may be there twice: its slot was used again.
         expired.retain(|&(event_time, group, slot)| {
             let group = &mut self.groups[group as usize];
@@ -600,12 +599,16 @@ impl Desk {
                 let sku = &self.names.names[line.sku as usize];
                 requests.push(RequestKind::Expire, order, sku, line.quantity, ordinal, self.worker, NONE, 0);
             }
-            if let Some(changed) = &mut self.changed {
-                changed.push(reservation.order_id.clone());
+            if let Some((ids, times)) = &mut written {
+                ids.append_value(&reservation.order_id);
+                times.push(event_time);
             }
             group.slots[slot as usize].status = ReservationStatus::Gone;
             true
         });
+        if let (Some(changes), Some((ids, times))) = (&mut self.changes, written) {
+            changes.expired(ids, times);
+        }
         for expired in expired.chunks(AHEAD) {
             for &(_, group, slot) in expired {
                 let group = &self.groups[group as usize];

@@ -39,6 +39,8 @@ pub struct CoordinatorSettings {
 pub(crate) struct Begun {
     pub epoch: Epoch,
     pub sealed_at: i64,
+    /// The splits that there are, by number.
+    pub splits: Vec<String>,
     /// Where the next epoch begins, by split.
     pub offsets: Vec<i64>,
 }
@@ -143,7 +145,7 @@ impl Coordinator {
         let mut manifest = self.last.clone();
         (manifest.epoch, manifest.sealed_at, manifest.offsets) = (begun.epoch, begun.sealed_at, begun.offsets);
         manifest.created_at = Utc::now().timestamp_millis();
-        manifest.header = self.settings.header.clone();
+        manifest.header = LogHeader { splits: begun.splits, ..self.settings.header.clone() };
         manifest.watermark = watermark;
         manifest.sinks.clear();
         let bytes: u64 = part.files.values().map(|file| file.bytes).sum();

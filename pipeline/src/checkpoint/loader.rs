@@ -3,21 +3,22 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{BooleanArray, RecordBatch};
-use arrow::buffer::BooleanBuffer;
+use arrow::array::{BooleanArray, RecordBatch, StringArray};
+use arrow::buffer::{BooleanBuffer, Buffer};
 use arrow::compute::filter_record_batch;
-use arrow::ipc::reader::StreamReader;
+use arrow::ipc::reader::StreamDecoder;
 use futures::StreamExt;
 use orderflow_operators::columns::{text, u64s};
 use orderflow_operators::epoch::Epoch;
 use orderflow_operators::features::KeyKind;
-use orderflow_operators::keys::{KeyGroup, group_owner, hash, key_group};
+use orderflow_operators::keys::{KEY_GROUPS, KeyGroup, group_owner, hash, key_group, owned_groups};
 use orderflow_operators::snapshot::{KEY, KeyedState};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::CheckpointError;
 use super::manifest::{Base, DataFile, FileKind, Manifest, ORDERS};
+use super::recorder::all_groups;
 use super::store::{CheckpointStore, Listed};
 use crate::epoch_log::LogHeader;
 
@@ -44,6 +45,21 @@ pub struct Loader {
 }
 
 impl Resumed {
+    /// The newest manifest that can be read, whatever its files are like.
+    ///
+    /// # Errors
+    /// If the store cannot be read, or the newest one is of another release, job or meaning.
+    pub async fn newest_manifest(store: &CheckpointStore, header: &LogHeader) -> Result<Option<Manifest>, CheckpointError> {
+        for listed in store.list().await? {
+            match store.manifest(&listed).await {
+                Ok(manifest) => return of_job(manifest, store, header).map(Some),
+                Err(CheckpointError::Damaged { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
     /// The newest whole checkpoint of the job of `header` that `is_usable`. Damaged ones are passed over with a warning, and with `repair` removed:
     /// epochs that they stand for will be written again.
     ///
@@ -57,12 +73,10 @@ impl Resumed {
     ) -> Result<Option<Resumed>, CheckpointError> {
         for listed in store.list().await? {
             match Resumed::whole(store, &listed).await {
-                Ok(resumed) => {
-                    if let Some(what) = resumed.manifest.header.difference(header) {
-                        return Err(CheckpointError::Different { url: store.url().to_owned(), epoch: listed.epoch.0, what });
-                    }
-                    match is_usable(&resumed.manifest) {
-                        Ok(()) => return Ok(Some(resumed)),
+                Ok(Resumed { manifest }) => {
+                    let manifest = of_job(manifest, store, header)?;
+                    match is_usable(&manifest) {
+                        Ok(()) => return Ok(Some(Resumed { manifest })),
                         Err(why) => tracing::warn!(epoch = listed.epoch.0, why, "a checkpoint is passed over"),
                     }
                 }
@@ -98,6 +112,14 @@ impl Resumed {
     }
 }
 
+/// A manifest, if it is of the job of `header`.
+fn of_job(manifest: Manifest, store: &CheckpointStore, header: &LogHeader) -> Result<Manifest, CheckpointError> {
+    match manifest.header.difference(header) {
+        None => Ok(manifest),
+        Some(what) => Err(CheckpointError::Different { url: store.url().to_owned(), epoch: manifest.epoch.0, what }),
+    }
+}
+
 impl Loader {
     /// For a checkpoint of `store`.
     pub fn new(store: CheckpointStore, manifest: Manifest, runtime: Handle) -> Loader {
@@ -116,7 +138,7 @@ impl Loader {
     pub fn restore(&self, operator: &str, worker: usize, peers: usize, state: &mut dyn KeyedState) -> Result<u64, CheckpointError> {
         state.begin_restore(self.manifest.watermark.watermark);
         let (sender, mut batches) = mpsc::channel(BATCHES_AHEAD);
-        self.runtime.spawn(read(self.clone(), operator.to_owned(), worker, peers, sender));
+        self.runtime.spawn(read(self.clone(), Needs::new(&self.manifest, operator, worker, peers), sender));
         let mut rows = 0;
         while let Some(batch) = batches.blocking_recv() {
             let batch = batch?;
@@ -127,46 +149,120 @@ impl Loader {
     }
 }
 
+/// What a worker needs of an operator's files.
+struct Needs {
+    operator: String,
+    /// The kind of key, if it is the windows of one: their changes are what orders changed.
+    kind: Option<KeyKind>,
+    /// By key group, the epoch behind which changes are needed: that of its base. None for groups of other workers.
+    behind: [Option<Epoch>; KEY_GROUPS],
+    /// By key group, the file of its base.
+    bases: BTreeMap<u16, String>,
+}
+
+/// Which rows of a file are needed.
+enum Needed {
+    Nothing,
+    All,
+    /// Each is to be looked at.
+    Some,
+}
+
+impl Needs {
+    fn new(manifest: &Manifest, operator: &str, worker: usize, peers: usize) -> Needs {
+        let none = BTreeMap::new();
+        let known: &BTreeMap<u16, Base> = manifest.bases.get(operator).unwrap_or(&none);
+        let mut behind = [None; KEY_GROUPS];
+        for group in owned_groups(worker, peers) {
+            behind[usize::from(group.0)] = Some(known.get(&group.0).map_or(Epoch(0), |base| base.epoch));
+        }
+        let is_mine = |group: &u16| behind[usize::from(*group)].is_some();
+        let bases =
+            known.iter().filter(|(group, _)| is_mine(group)).filter_map(|(group, base)| Some((*group, base.file.clone()?))).collect();
+        let kind = KeyKind::ALL.into_iter().find(|kind| kind.name() == operator);
+        Needs { operator: operator.to_owned(), kind, behind, bases }
+    }
+
+    fn of(&self, name: &str, file: &DataFile) -> Needed {
+        match file.kind {
+            FileKind::Bases if file.operator != self.operator => Needed::Nothing,
+            FileKind::Bases if self.bases.values().any(|base| base == name) => Needed::Some,
+            FileKind::Bases => Needed::Nothing,
+            FileKind::Changes if self.kind.is_some() => {
+                let is_late = self.behind.iter().flatten().any(|behind| file.last_epoch > *behind);
+                if file.operator == ORDERS && is_late { Needed::Some } else { Needed::Nothing }
+            }
+            FileKind::Changes if file.operator != self.operator => Needed::Nothing,
+            FileKind::Changes => {
+                let mut needed = all_groups()
+                    .filter(|group| group_owner(*group, file.peers) == file.worker)
+                    .map(|group| self.behind[usize::from(group.0)]);
+                if needed.clone().all(|behind| behind.is_some_and(|behind| behind < file.first_epoch)) {
+                    Needed::All
+                } else if needed.any(|behind| behind.is_some_and(|behind| behind < file.last_epoch)) {
+                    Needed::Some
+                } else {
+                    Needed::Nothing
+                }
+            }
+        }
+    }
+
+    /// The rows of a batch that are needed, in the columns of the state.
+    fn rows(&self, name: &str, file: &DataFile, needed: &Needed, batch: RecordBatch) -> Option<RecordBatch> {
+        let group_of = |keys: &StringArray, row: usize| key_group(hash(keys.value(row).as_bytes()));
+        match (file.kind, needed) {
+            _ if batch.num_rows() == 0 => None,
+            (_, Needed::Nothing) => None,
+            (_, Needed::All) => Some(batch),
+            // A batch of bases is of one group.
+            (FileKind::Bases, Needed::Some) => {
+                let KeyGroup(group) = group_of(text(&batch, KEY), 0);
+                (self.bases.get(&group).map(String::as_str) == Some(name)).then_some(batch)
+            }
+            (FileKind::Changes, Needed::Some) => {
+                let batch = match self.kind {
+                    Some(kind) => kind.changes(&batch)?,
+                    None => batch,
+                };
+                let (keys, epochs) = (text(&batch, KEY), u64s(&batch, batch.num_columns() - 1));
+                let kept = BooleanBuffer::collect_bool(batch.num_rows(), |row| {
+                    let KeyGroup(group) = group_of(keys, row);
+                    self.behind[usize::from(group)].is_some_and(|behind| epochs[row] > behind.0)
+                });
+                match kept.count_set_bits() {
+                    0 => None,
+                    all if all == batch.num_rows() => Some(batch),
+                    _ => {
+                        let kept = BooleanArray::new(kept, None);
+                        Some(filter_record_batch(&batch, &kept).expect("the filter has one value for each row"))
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Sends an operator's rows of a worker: bases, then changes by epoch.
-async fn read(loader: Loader, operator: String, worker: usize, peers: usize, batches: mpsc::Sender<Result<RecordBatch, CheckpointError>>) {
+async fn read(loader: Loader, needs: Needs, batches: mpsc::Sender<Result<RecordBatch, CheckpointError>>) {
     let Loader { store, manifest, .. } = &loader;
-    let kind = KeyKind::ALL.into_iter().find(|kind| kind.name() == operator);
-    let changes_of = if kind.is_some() { ORDERS } else { operator.as_str() };
-    let is_needed = |file: &DataFile| match file.kind {
-        FileKind::Bases => file.operator == operator,
-        FileKind::Changes => file.operator == changes_of,
-    };
-    let mut files: Vec<(&String, &DataFile)> = manifest.files.iter().filter(|(_, file)| is_needed(file)).collect();
-    files.sort_by_key(|(name, file)| (file.kind == FileKind::Changes, file.first_epoch, *name));
-    let none = BTreeMap::new();
-    let bases = manifest.bases.get(&operator).unwrap_or(&none);
-    let mine: Vec<bool> = super::recorder::all_groups().map(|group| group_owner(group, peers) == worker).collect();
-    let reads: Vec<_> = files.iter().map(|&(name, file)| store.file(name, file)).collect();
+    let files = manifest.files.iter().map(|(name, file)| (name, file, needs.of(name, file)));
+    let mut files: Vec<(&String, &DataFile, Needed)> = files.filter(|(.., needed)| !matches!(needed, Needed::Nothing)).collect();
+    files.sort_by_key(|(name, file, _)| (file.kind == FileKind::Changes, file.first_epoch, *name));
+    let reads: Vec<_> = files.iter().map(|&(name, file, _)| store.file(name, file)).collect();
     let mut reads = futures::stream::iter(reads).buffered(FILES_AHEAD);
-    for &(name, file) in &files {
+    for (name, file, needed) in &files {
         let bytes = match reads.next().await {
             Some(Ok(bytes)) => bytes,
             Some(Err(error)) => return drop(batches.send(Err(error)).await),
             None => return,
         };
-        let wanted = |group: KeyGroup, epoch: Option<Epoch>| {
-            let base: Option<&Base> = bases.get(&group.0);
-            mine[usize::from(group.0)]
-                && match epoch {
-                    None => base.is_some_and(|base| base.file.as_ref() == Some(name)),
-                    Some(epoch) => base.is_none_or(|base| epoch > base.epoch),
-                }
-        };
-        let reader = match StreamReader::try_new(std::io::Cursor::new(bytes), None) {
-            Ok(reader) => reader,
-            Err(error) => return drop(batches.send(Err(store.damaged(name, error))).await),
-        };
-        for batch in reader {
-            let rows = match batch {
-                Ok(batch) => match kind.filter(|_| file.kind == FileKind::Changes) {
-                    Some(kind) => kind.changes(&batch).and_then(|batch| keep(batch, file.kind, wanted)),
-                    None => keep(batch, file.kind, wanted),
-                },
+        // The arrays point into the file's bytes.
+        let (mut decoder, mut rest) = (StreamDecoder::new(), Buffer::from(bytes));
+        loop {
+            let rows = match decoder.decode(&mut rest) {
+                Ok(Some(batch)) => needs.rows(name, file, needed, batch),
+                Ok(None) => break,
                 Err(error) => return drop(batches.send(Err(store.damaged(name, error))).await),
             };
             if let Some(rows) = rows
@@ -175,20 +271,8 @@ async fn read(loader: Loader, operator: String, worker: usize, peers: usize, bat
                 return;
             }
         }
-    }
-}
-
-/// The rows whose group is wanted.
-fn keep(batch: RecordBatch, kind: FileKind, wanted: impl Fn(KeyGroup, Option<Epoch>) -> bool) -> Option<RecordBatch> {
-    let keys = text(&batch, KEY);
-    let epochs = (kind == FileKind::Changes).then(|| u64s(&batch, batch.num_columns() - 1));
-    let kept = BooleanBuffer::collect_bool(batch.num_rows(), |row| {
-        let group = key_group(hash(keys.value(row).as_bytes()));
-        wanted(group, epochs.map(|epochs| Epoch(epochs[row])))
-    });
-    match kept.count_set_bits() {
-        0 => None,
-        all if all == batch.num_rows() => Some(batch),
-        _ => Some(filter_record_batch(&batch, &BooleanArray::new(kept, None)).expect("the filter has one value for each row")),
+        if let Err(error) = decoder.finish() {
+            return drop(batches.send(Err(store.damaged(name, error))).await);
+        }
     }
 }

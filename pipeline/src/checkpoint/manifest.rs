@@ -64,6 +64,10 @@ pub struct DataFile {
     pub operator: String,
     /// What is in it.
     pub kind: FileKind,
+    /// The worker that wrote it, and how many there were: it has nothing of other workers' key groups.
+    pub worker: usize,
+    /// See `worker`.
+    pub peers: usize,
     /// It has nothing of an earlier epoch.
     pub first_epoch: Epoch,
     /// It has nothing of a later epoch.
@@ -91,7 +95,7 @@ pub struct Part {
 
 impl Manifest {
     /// The form that this release writes.
-    pub const FORMAT: u32 = 1;
+    pub const FORMAT: u32 = 2;
 
     /// The state before the first epoch.
     pub fn nothing(header: LogHeader) -> Manifest {
@@ -163,7 +167,9 @@ impl Manifest {
         {
             return Some(format!("{operator} has a key group {group}"));
         }
-        if let Some((name, _)) = self.files.iter().find(|(name, file)| !is_data_name(name) || file.last_epoch > self.epoch) {
+        if let Some((name, _)) =
+            self.files.iter().find(|(name, file)| !is_data_name(name) || file.last_epoch > self.epoch || file.worker >= file.peers)
+        {
             return Some(format!("{name} is not a file of it"));
         }
         if self.offsets.len() != self.header.splits.len() || self.offsets.iter().any(|&offset| offset < 0) {

@@ -98,12 +98,12 @@ impl Recorder {
         }
         let mut rows = state.take_changed_rows() as usize;
         self.changed += rows as u64;
-        if (info.checkpoint || !state.changes_add_up())
-            && let Some(changes) = state.take_changes()
-        {
-            rows += changes.num_rows();
-            self.changed += changes.num_rows() as u64;
-            self.send(Written::Changes { epoch, rows: changes });
+        if info.checkpoint || !state.changes_add_up() {
+            for changes in state.take_changes() {
+                rows += changes.num_rows();
+                self.changed += changes.num_rows() as u64;
+                self.send(Written::Changes { epoch, rows: changes });
+            }
         }
         if self.lost && self.channel.waiting_bytes.load(Ordering::Relaxed) < self.settings.waiting_bytes_max / 2 {
             // From here on nothing is missing; what came before is in bases to come.
@@ -167,6 +167,6 @@ impl Recorder {
 }
 
 /// All groups, in order.
-pub(super) fn all_groups() -> impl Iterator<Item = KeyGroup> {
+pub(super) fn all_groups() -> impl Iterator<Item = KeyGroup> + Clone {
     (0..KEY_GROUPS as u16).map(KeyGroup)
 }

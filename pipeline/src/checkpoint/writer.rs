@@ -93,6 +93,7 @@ impl Writers {
             store: self.store.clone(),
             operator: operator.to_owned(),
             worker,
+            peers,
             groups: owned_groups(worker, peers).map(|group| group.0).collect(),
             behind: self.resumed,
             lost: None,
@@ -112,6 +113,7 @@ struct Writer {
     store: CheckpointStore,
     operator: String,
     worker: usize,
+    peers: usize,
     groups: Vec<u16>,
     /// The epoch up to which files have been finished.
     behind: Epoch,
@@ -213,7 +215,8 @@ impl Writer {
             match file.finish().await {
                 Ok((rows, bytes, crc32)) => {
                     let (operator, first_epoch) = (self.operator.clone(), self.behind.next());
-                    part.files.insert(name, DataFile { operator, kind, first_epoch, last_epoch: epoch, rows, bytes, crc32 });
+                    let (worker, peers) = (self.worker, self.peers);
+                    part.files.insert(name, DataFile { operator, kind, worker, peers, first_epoch, last_epoch: epoch, rows, bytes, crc32 });
                 }
                 Err(error) => failure = Some(error),
             }

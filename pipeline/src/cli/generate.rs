@@ -217,6 +217,7 @@ fn into_topics(settings: &GenerateSettings, source: &SourceConfig, brokers: &str
         orders_topic: source.orders_topic.clone(),
         inventory_topic: source.inventory_topic.clone(),
         group_id: String::new(),
+        start_wait: source.kafka.start_wait.as_duration(),
         properties: source.kafka.properties.0.clone(),
     };
     let mut generator = Generator::new(settings.clone()).map_err(CliError::failed)?;

@@ -244,8 +244,10 @@ fn sinks(config: &Config, r: &mut Report) {
     r.range("sinks.delta.checkpoint_commits", delta.checkpoint_commits, 1..=10_000, "readers walk the log from the last checkpoint");
     r.range("sinks.delta.optimize_commits", delta.optimize_commits, 0..=1_000_000, "a compaction rewrites small files; 0 turns it off");
     r.range("sinks.delta.vacuum_retention", delta.vacuum_retention, ZERO..=YEAR, "readers of older versions need the files");
-    if !compression_is_known(&delta.compression) {
-        r.add("sinks.delta.compression", format!("is `{}`; choose none, snappy, zstd or zstd(1) to zstd(22)", delta.compression));
+    for (key, compression) in [("compression", &delta.compression), ("optimize_compression", &delta.optimize_compression)] {
+        if !compression_is_known(compression) {
+            r.add(&format!("sinks.delta.{key}"), format!("is `{compression}`; choose none, snappy, zstd or zstd(1) to zstd(22)"));
+        }
     }
 
     let clickhouse = &sinks.clickhouse;

@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch, UInt32Array};
+use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch};
 use arrow::buffer::NullBuffer;
-use arrow::compute::take_record_batch;
 use arrow::datatypes::SchemaRef;
+use orderflow_operators::batch::Batch;
 use orderflow_operators::columns::{micros, text, u32s, u64s};
-use orderflow_operators::dataflow::{Batches, Clock, Stash, concat, in_order, is_past, read_clock, stashing_input};
+use orderflow_operators::dataflow::{At, Batches, Clock, Parts, Stash, in_order, is_past, read_clock, stashing_input};
 use orderflow_operators::epoch::{Epoch, EpochInfo, Place};
 use orderflow_operators::exchange::to_worker;
 use orderflow_operators::rows::PLACE;
@@ -19,7 +19,6 @@ use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use super::Shared;
-use orderflow_operators::batch::Batch;
 
 /// Brings `rows` together on one worker, by stream, and hands each epoch to the hub. The output has no rows: its frontier
 /// says which epochs the sinks have taken.
@@ -76,7 +75,7 @@ pub(super) fn collect<'scope>(
 }
 
 /// The rows in canonical order, with the columns that readers see.
-fn epoch_rows(stream: Stream, schema: &SchemaRef, info: &EpochInfo, batches: Vec<RecordBatch>) -> Option<RecordBatch> {
+fn epoch_rows(stream: Stream, schema: &SchemaRef, info: &EpochInfo, batches: Vec<Batch>) -> Option<RecordBatch> {
     let rows = match stream {
         Stream::ReservationEvents => reservation_events_in_order(batches)?,
         _ => in_order(batches)?,
@@ -94,24 +93,25 @@ fn epoch_rows(stream: Stream, schema: &SchemaRef, info: &EpochInfo, batches: Vec
 }
 
 /// By place and line; what has no place by (event time, order id, line).
-fn reservation_events_in_order(batches: Vec<RecordBatch>) -> Option<RecordBatch> {
+fn reservation_events_in_order(batches: Vec<Batch>) -> Option<RecordBatch> {
     const ORDER_ID: usize = 1;
     const EVENT_TIME: usize = 5;
     const ORDINAL: usize = 8;
-    let all = concat(batches.into_iter().filter(|b| b.num_rows() > 0).collect())?;
-    let (places, ordinals) = (u64s(&all, PLACE), u32s(&all, ORDINAL));
-    let (times, ids) = (micros(&all, EVENT_TIME), text(&all, ORDER_ID));
-    let key = |r: u32| {
-        let r = r as usize;
-        let expiry = (Place(places[r]) == Place::AFTER_ROWS).then(|| (times[r], ids.value(r)));
-        (places[r], expiry, ordinals[r])
-    };
-    let mut order: Vec<u32> = (0..all.num_rows() as u32).collect();
-    if order.is_sorted_by_key(|&r| key(r)) {
-        return Some(all);
+    let parts = Parts::new(batches);
+    let mut rows: Vec<(u64, u32, At)> = Vec::with_capacity(parts.batches.iter().map(RecordBatch::num_rows).sum());
+    for (part, batch) in parts.batches.iter().enumerate() {
+        let (places, ordinals) = (u64s(batch, PLACE), u32s(batch, ORDINAL));
+        parts.each(part, |at| rows.push((places[at.1], ordinals[at.1], at)));
     }
-    order.sort_by_key(|&r| key(r));
-    Some(take_record_batch(&all, &UInt32Array::from(order)).expect("the indices are those of rows of this batch"))
+    rows.sort_by_key(|&(place, ordinal, _)| (place, ordinal));
+    let after = rows.partition_point(|&(place, ..)| Place(place) != Place::AFTER_ROWS);
+    let expiry = |&(_, ordinal, (part, row)): &(u64, u32, At)| {
+        let batch = &parts.batches[part];
+        (micros(batch, EVENT_TIME)[row], text(batch, ORDER_ID).value(row), ordinal)
+    };
+    rows[after..].sort_by(|a, b| expiry(a).cmp(&expiry(b)));
+    let rows: Vec<At> = rows.into_iter().map(|(_, _, at)| at).collect();
+    (!rows.is_empty()).then(|| parts.interleave(&rows))
 }
 
 /// How many rows there are of each decision; the columns are those of `order_decisions`.

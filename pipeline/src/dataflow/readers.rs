@@ -6,7 +6,7 @@ use std::time::Instant;
 use orderflow_operators::decoder::Topic;
 
 use crate::sealer::Report;
-use crate::source::{Messages, Source, SourceError, SplitReader, Wake};
+use crate::source::{Messages, Source, SourceError, Split, SplitReader, Wake};
 
 /// A [`Report`] on its way to worker 0: split, kind, offset.
 pub type RemoteReport = (u32, u8, i64);
@@ -65,11 +65,17 @@ impl Readers {
     ///
     /// # Errors
     /// If it cannot be opened.
-    pub fn open(&mut self, source: &dyn Source, split: u32, offset: i64, wake: &Wake) -> Result<(), SourceError> {
-        let topic = source.splits()[split as usize].topic;
+    pub fn open(&mut self, source: &dyn Source, split: &Split, offset: i64, wake: &Wake) -> Result<(), SourceError> {
         let reader = source.open(split, offset, wake.clone())?;
-        let owned = Owned { topic, reader, reported_end: offset, reported_ended: false, reported_caught_up: false, marked_bytes: 0 };
-        self.splits.insert(split, owned);
+        let owned = Owned {
+            topic: split.topic,
+            reader,
+            reported_end: offset,
+            reported_ended: false,
+            reported_caught_up: false,
+            marked_bytes: 0,
+        };
+        self.splits.insert(split.number, owned);
         Ok(())
     }
 

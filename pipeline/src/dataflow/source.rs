@@ -60,13 +60,14 @@ fn progress_schema() -> SchemaRef {
     SCHEMA.clone()
 }
 
-/// The worker that reads `split`, of so many. Neighbours go together, so that most of what the workers send to others is in canonical order, worker
-/// by worker.
+/// The worker that reads `split`, in a life of a job that began with so many. Neighbours go together, so that most of what the workers send to others is
+/// in canonical order, worker by worker; those that came since take turns.
 pub fn owner_of_split(split: u32, splits: usize, peers: usize) -> usize {
-    split as usize * peers / splits.max(split as usize + 1)
+    let split = split as usize;
+    if split < splits { split * peers / splits } else { split % peers }
 }
 
-/// What the source of each of `peers` workers is told of an epoch: that there is one, its ranges of that worker's splits, of `splits` in all, and whether
+/// What the source of each of `peers` workers is told of an epoch: that there is one, its ranges of that worker's splits, of `splits` at first, and whether
 /// a checkpoint is of its end.
 pub fn seal_batch(record: &EpochRecord, splits: usize, peers: usize, checkpoint: bool) -> RecordBatch {
     let ranges = record.ranges.iter().map(|(&split, &(start, end))| (owner_of_split(split, splits, peers), split, start, end));
@@ -273,7 +274,12 @@ mod tests {
 
     #[test]
     fn a_seal_reaches_every_worker_with_its_ranges() {
-        let record = EpochRecord { epoch: Epoch(3), sealed_at: 7, ranges: [(0, (1, 2)), (1, (3, 4)), (2, (5, 6))].into() };
+        let record = EpochRecord {
+            epoch: Epoch(3),
+            sealed_at: 7,
+            ranges: [(0, (1, 2)), (1, (3, 4)), (2, (5, 6))].into(),
+            splits: Default::default(),
+        };
         let rows = seal_batch(&record, 3, 2, false);
         assert_eq!(u32s(&rows, 0), [0, 0, 0, 1, 1]);
         assert_eq!(u32s(&rows, 2), [NO_SPLIT, 0, 1, NO_SPLIT, 2]);

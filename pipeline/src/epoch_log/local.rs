@@ -72,10 +72,12 @@ impl LocalLog {
                 return Err(EpochLogError::Different { log: segment.path.display().to_string(), what });
             }
         }
+        // What it was begun with: splits that came later stand in the records.
+        let header = contents.headers.last().map_or(header, |(_, begun)| begun).clone();
         let last = contents.sequence.last();
         let records = contents.sequence.finish(&folder.display().to_string())?;
         let (segment, whole_bytes) = contents.newest.unwrap_or_else(|| (Segment::at(folder, 1), 0));
-        let (file, bytes) = segment.continued(header, whole_bytes).map_err(failed(&segment.path))?;
+        let (file, bytes) = segment.continued(&header, whole_bytes).map_err(failed(&segment.path))?;
         // What was read may be in the page cache alone, but counts as durable from here on. The file's name is durable once its folder
         // is, and that one's once the folder around it is.
         let folders = [Some(folder), folder.parent()].into_iter().flatten().filter(|path| !path.as_os_str().is_empty());
@@ -83,8 +85,7 @@ impl LocalLog {
             sync_folder(folder)?;
         }
         let lock = FolderLock { _file: Arc::new(lock) };
-        let (folder, header) = (folder.to_owned(), header.clone());
-        let log = LocalLog { folder, segment, file, bytes, segment_bytes_max, header, last, lock, buffer: Vec::new() };
+        let log = LocalLog { folder: folder.to_owned(), segment, file, bytes, segment_bytes_max, header, last, lock, buffer: Vec::new() };
         Ok((log, records))
     }
 
@@ -117,6 +118,10 @@ impl LocalLog {
 }
 
 impl EpochLog for LocalLog {
+    fn header(&self) -> &LogHeader {
+        &self.header
+    }
+
     fn append(&mut self, records: &[EpochRecord]) -> Result<(), EpochLogError> {
         let last = follow(self.last, records);
         if self.bytes >= self.segment_bytes_max && self.segment.first <= self.last.0 {

@@ -125,7 +125,7 @@ impl Link {
 pub struct ObjectLog {
     chain: Chain,
     head: Head,
-    job: String,
+    header: LogHeader,
     next: Link,
     last: Epoch,
 }
@@ -149,12 +149,14 @@ impl ObjectLog {
             }
             let last = read.sequence.last();
             let records = read.sequence.finish(&chain.log)?;
+            // What it was begun with: splits that came later stand in the records.
+            let header = read.header.as_ref().unwrap_or(header).clone();
             let mut head = Head { generation: read.generation + 1, writer: writer.clone(), opens: Some(header.clone()) };
             let opening = object(&head, &[]);
             if chain.put(read.next, opening)? == Put::Done {
                 head.opens = None;
                 let next = read.next.next(None);
-                return Ok((ObjectLog { chain, head, job: header.job.clone(), next, last }, records));
+                return Ok((ObjectLog { chain, head, header, next, last }, records));
             }
             // Another writer appended, or opens it too.
             thread::sleep(backoff.next());
@@ -186,12 +188,16 @@ impl ObjectLog {
 }
 
 impl EpochLog for ObjectLog {
+    fn header(&self) -> &LogHeader {
+        &self.header
+    }
+
     fn append(&mut self, records: &[EpochRecord]) -> Result<(), EpochLogError> {
         follow(self.last, records);
         for group in records.chunks(GROUP_EPOCHS_MAX as usize) {
             match self.chain.put(self.next, object(&self.head, group))? {
                 Put::Done => {}
-                Put::Taken => return Err(EpochLogError::TakenOver { log: self.chain.log.clone(), job: self.job.clone() }),
+                Put::Taken => return Err(EpochLogError::TakenOver { log: self.chain.log.clone(), job: self.header.job.clone() }),
             }
             self.last = follow(self.last, group);
             self.next = self.next.next(Some(self.last));

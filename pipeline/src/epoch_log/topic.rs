@@ -103,6 +103,7 @@ impl TopicSettings {
             orders_topic: String::new(),
             inventory_topic: String::new(),
             group_id: self.job.clone(),
+            start_wait: BROKERS_WAIT,
             properties: properties.map(|(name, value)| (name.clone(), value.clone())).collect(),
         };
         let mut config = client_config(&settings, &[]).map_err(|error| self.brokers_failed(error))?;
@@ -152,6 +153,7 @@ impl TopicSettings {
 pub struct TopicLog {
     settings: TopicSettings,
     producer: BaseProducer<Context>,
+    header: LogHeader,
     last: Epoch,
 }
 
@@ -174,12 +176,13 @@ impl TopicLog {
         let end = settings.retried(&producer, || producer.client().fetch_watermarks(&settings.topic, 0, CALL_WAIT).map(|(_, end)| end))?;
         reader.wait_decided(end)?;
         let read = reader.read(after)?;
-        let mut log = TopicLog { settings: settings.clone(), producer, last: read.sequence.last() };
+        let mut log = TopicLog { settings: settings.clone(), producer, header: header.clone(), last: read.sequence.last() };
         match read.header {
             Some(begun) => {
                 if let Some(what) = begun.difference(header) {
                     return Err(different(what));
                 }
+                log.header = begun;
             }
             None => {
                 log.transaction(&[line(header)])?;
@@ -188,6 +191,7 @@ impl TopicLog {
                 if let Some(what) = begun.difference(header) {
                     return Err(different(what));
                 }
+                log.header = begun;
             }
         }
         Ok((log, read.sequence.finish(&settings.to_string())?))
@@ -275,6 +279,10 @@ impl TopicLog {
 }
 
 impl EpochLog for TopicLog {
+    fn header(&self) -> &LogHeader {
+        &self.header
+    }
+
     fn append(&mut self, records: &[EpochRecord]) -> Result<(), EpochLogError> {
         let last = follow(self.last, records);
         self.transaction(&records.iter().map(line).collect::<Vec<_>>())?;

@@ -11,6 +11,7 @@
 //!
 //! A second backfill of the same sink goes on where the first one ended: from the newest checkpoint that leaves no gap.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,7 +21,7 @@ use orderflow_sinks::Recovered;
 use tokio::sync::watch;
 
 use super::sinks::Known;
-use super::{JobError, checkpoints, io_runtime, last_commits, recover, settings, sinks, sinks_ahead, workers};
+use super::{JobError, checkpoints, io_runtime, last_commits, recover, settings, sinks, sinks_ahead, splits, workers};
 use crate::checkpoint::{CheckpointError, CheckpointStore, Loader, Manifest, Resumed};
 use crate::config::Config;
 use crate::dataflow::{Shared, States};
@@ -28,7 +29,7 @@ use crate::epoch_log::{self, EpochLogError, EpochRecord, LogHeader, LogHome};
 use crate::failure::Failure;
 use crate::job_plan::{BackfillFrom, BackfillPlan, Summary};
 use crate::metrics::cpu_seconds;
-use crate::sealer::{Cut, Sealer, SplitStart};
+use crate::sealer::{Cut, SplitStart};
 use crate::sink_driver::Driver;
 use crate::sink_hub::SinkHub;
 use crate::source::{FileSource, KafkaSource, Source};
@@ -38,8 +39,10 @@ use crate::worker::{Head, WorkerPlan};
 /// What is read of a job, and where.
 struct Recorded {
     source: Arc<dyn Source>,
-    /// Where splits are opened that have no rows in what is played.
-    starts: Vec<i64>,
+    /// Where a new job would start, by split.
+    starts: Vec<SplitStart>,
+    /// By topic, what tells it from another one of its name.
+    topics: BTreeMap<String, String>,
     log_home: LogHome,
     live: bool,
 }
@@ -62,22 +65,24 @@ impl Recorded {
         if config.checkpoint.url.is_empty() {
             config.checkpoint.url = checkpoints::folder(&folder);
         }
+        let start = |offset| SplitStart { offset, weight: 1, opening: false };
         Ok(match &plan.replay {
             Some(replay) => {
                 let source = FileSource::open_folder(&replay.input, limits)?;
-                let starts = vec![0; source.splits().len()];
-                Recorded { source: Arc::new(source), starts, log_home, live: false }
+                let starts = source.splits().iter().map(|_| start(0)).collect();
+                Recorded { source: Arc::new(source), starts, topics: BTreeMap::new(), log_home, live: false }
             }
             None => {
                 let source = KafkaSource::connect(settings::kafka(config), limits)?;
-                let starts = source.start_offsets()?;
-                Recorded { source: Arc::new(source), starts, log_home, live: true }
+                let starts = source.start_offsets()?.into_iter().map(start).collect();
+                let topics = source.identities().clone();
+                Recorded { source: Arc::new(source), starts, topics, log_home, live: true }
             }
         })
     }
 
-    /// The epochs of the log behind `base`.
-    fn tape(&self, base: Epoch, header: &LogHeader) -> Result<Vec<EpochRecord>, JobError> {
+    /// What the log was begun with, and its epochs behind `base`.
+    fn tape(&self, base: Epoch, header: &LogHeader) -> Result<(LogHeader, Vec<EpochRecord>), JobError> {
         let (begun, tape) = epoch_log::read_with_header(&self.log_home, base)?;
         if let Some(what) = begun.difference(header) {
             return Err(JobError::Setting(format!("the epoch log in {} cannot be played: {what}", self.log_home)));
@@ -87,7 +92,7 @@ impl Recorded {
                 "the epoch log in {} has no longer what is behind epoch {base}, it begins with epoch {}: choose a checkpoint from there on",
                 self.log_home, first.epoch
             ))),
-            _ => Ok(tape),
+            _ => Ok((begun, tape)),
         }
     }
 }
@@ -108,6 +113,8 @@ pub fn backfill(plan: BackfillPlan) -> Result<Summary, JobError> {
         format: LogHeader::FORMAT,
         job: config.job.id.clone(),
         splits: recorded.source.splits().iter().map(|split| split.name.clone()).collect(),
+        starts: recorded.starts.iter().map(|start| start.offset).collect(),
+        topics: recorded.topics.clone(),
         settings: settings::meaning(&config, &settings),
     };
     let store = checkpoints::store(&config, &config.job.data_dir)?;
@@ -115,7 +122,7 @@ pub fn backfill(plan: BackfillPlan) -> Result<Summary, JobError> {
     // Before anything is made in the sink: whether this is the job that was recorded.
     let asked_for = runtime.block_on(asked_for(&store, &header, &plan.from))?;
     let behind = asked_for.as_ref().map_or(Epoch(0), |manifest| manifest.epoch);
-    let mut tape = recorded.tape(behind, &header)?;
+    let (begun, mut tape) = recorded.tape(behind, &header)?;
     let end = tape.last().map_or(behind, |record| record.epoch);
 
     let (failure, metrics) = (Failure::default(), handles.metrics.clone());
@@ -158,9 +165,12 @@ pub fn backfill(plan: BackfillPlan) -> Result<Summary, JobError> {
     durable.send_replace(end);
     let sinks_through = sinks::through(&recovered);
     let rows_total = Some(tape.iter().map(EpochRecord::offsets).sum());
-    let starts: Vec<SplitStart> = recorded.starts.iter().map(|&offset| SplitStart { offset, weight: 1, opening: false }).collect();
+    let known = splits::Known::new(&*recorded.source, &begun, &recorded.starts, base.as_ref(), &tape)
+        .map_err(|what| JobError::Setting(format!("the epoch log in {} cannot be played: {what}", recorded.log_home)))?;
+    let (sealer, names) = known.of_the_log().sealer(Cut::Recorded, config.epoch.rows_max, tape, base.as_ref());
     let head = Head {
-        sealer: Sealer::new(Cut::Recorded, config.epoch.rows_max, tape, &starts),
+        sealer,
+        names,
         log: None,
         clock: Box::new(|_| 0),
         stop: handles.stop.clone(),

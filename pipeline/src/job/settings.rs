@@ -42,6 +42,7 @@ pub(super) fn kafka(config: &Config) -> KafkaSettings {
         orders_topic: config.source.orders_topic.clone(),
         inventory_topic: config.source.inventory_topic.clone(),
         group_id: config.job.id.clone(),
+        start_wait: config.source.kafka.start_wait.as_duration(),
         properties: config.source.kafka.properties.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
     }
 }

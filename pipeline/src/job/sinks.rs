@@ -124,9 +124,11 @@ pub(super) fn start(runtime: &Runtime, recovered: Vec<(Driver, Recovered)>) -> V
 
 fn delta(config: &Config) -> Result<DeltaSettings, JobError> {
     let delta = &config.sinks.delta;
+    let compression = |key: &str, text: &str| text.parse().map_err(|e| JobError::Setting(format!("sinks.delta.{key}: {e}")));
     Ok(DeltaSettings {
         url: delta.url.clone(),
-        compression: delta.compression.parse().map_err(|e| JobError::Setting(format!("sinks.delta.compression: {e}")))?,
+        compression: compression("compression", &delta.compression)?,
+        optimize_compression: compression("optimize_compression", &delta.optimize_compression)?,
         checkpoint_interval: delta.checkpoint_commits,
         storage: delta.storage.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
         optimize_commits: delta.optimize_commits,

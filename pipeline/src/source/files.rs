@@ -78,22 +78,24 @@ impl Source for FileSource {
         &self.splits
     }
 
-    fn open(&self, split: u32, offset: i64, wake: Wake) -> Result<SplitReader, SourceError> {
+    fn open(&self, split: &Split, offset: i64, wake: Wake) -> Result<SplitReader, SourceError> {
         assert!(offset >= 0, "offsets are line numbers from 0");
-        let file = self.files[split as usize].clone();
+        let number = split.number as usize;
+        let file = self.files[number].clone();
+        assert_eq!(file.name, split.name, "files have the numbers that they were given here");
         let limits = self.limits;
         let input = file.open().map_err(|source| SourceError::Unreadable { path: file.path.clone(), source: Arc::new(source) })?;
         let (feed, reader) = buffer(&file.name, offset, limits, wake);
         let at_once = self.rates.iter().any(Option::is_none);
         let start = Instant::now() + if at_once { AFTER_OPENING } else { Duration::ZERO };
-        let mut pace = self.rates[split as usize].map(|rate| Pace { rate, start, rows: 0.0 });
+        let mut pace = self.rates[number].map(|rate| Pace { rate, start, rows: 0.0 });
         thread::Builder::new()
-            .name(format!("read-{split}"))
+            .name(format!("read-{number}"))
             .spawn(move || match read(input, &file, offset, limits, pace.as_mut(), &feed) {
                 Ok(()) => feed.end(),
                 Err(error) => feed.fail(error),
             })
-            .map_err(|source| SourceError::Unreadable { path: self.files[split as usize].path.clone(), source: Arc::new(source) })?;
+            .map_err(|source| SourceError::Unreadable { path: self.files[number].path.clone(), source: Arc::new(source) })?;
         Ok(reader)
     }
 

@@ -101,6 +101,16 @@ impl TopicWriter {
         Ok(())
     }
 
+    /// Looks at acknowledgements, for whoever pauses between two messages.
+    ///
+    /// # Errors
+    /// If a message was given up.
+    pub fn serve(&mut self) -> Result<(), SourceError> {
+        self.unserved = 0;
+        self.producer.poll(Duration::ZERO);
+        self.check()
+    }
+
     /// Waits until all messages are acknowledged, at most for `wait`.
     ///
     /// # Errors

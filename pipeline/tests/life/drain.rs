@@ -52,6 +52,7 @@ impl Files {
             orders_topic: "orders".into(),
             inventory_topic: "inventory".into(),
             group_id: "test".into(),
+            start_wait: LONG,
             properties: Default::default(),
         };
         let (orders, inventory) = (self.partitions(Topic::Orders) as u32, self.partitions(Topic::Inventory) as u32);

@@ -24,7 +24,7 @@ use tokio::task::{JoinError, JoinHandle};
 use uuid::Uuid;
 
 use super::settings::TableCompression;
-use super::statistics::statistics;
+use super::statistics::{INDEXED_COLUMNS, statistics};
 
 /// Rows of a Parquet row group: what a reader decodes at a time.
 const ROW_GROUP_ROWS: usize = 256 * 1024;
@@ -41,7 +41,8 @@ pub(super) struct FileFormat {
 
 impl FileFormat {
     /// Integers are packed as differences: a third less CPU than dictionaries, for a few bytes more. Packed, they do not compress
-    /// well enough to be worth it, nor do scores. Only text has dictionaries.
+    /// well enough to be worth it, nor do scores. Only text has dictionaries. Text that a table's log has no bounds of needs none in the files either:
+    /// decisions, reasons and countries are all in each.
     pub fn new(schema: SchemaRef, compression: TableCompression) -> FileFormat {
         let mut properties = WriterProperties::builder()
             .set_compression(compression.0)
@@ -50,7 +51,7 @@ impl FileFormat {
             .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
             // Names a list's items as the Parquet specification does.
             .set_coerce_types(true);
-        for field in schema.fields() {
+        for (number, field) in schema.fields().iter().enumerate() {
             let path = ColumnPath::from(field.name().as_str());
             properties = match field.data_type() {
                 DataType::Int32 | DataType::Int64 | DataType::Timestamp(..) => {
@@ -64,6 +65,7 @@ impl FileFormat {
                     properties.set_column_dictionary_enabled(path.clone(), false).set_column_compression(path, Compression::UNCOMPRESSED)
                 }
                 DataType::Binary => properties.set_column_dictionary_enabled(path, false),
+                DataType::Utf8 if number >= INDEXED_COLUMNS => properties.set_column_statistics_enabled(path, EnabledStatistics::None),
                 _ => properties,
             };
         }

@@ -50,6 +50,8 @@ pub struct DeltaSettings {
     pub storage: BTreeMap<String, String>,
     /// Compression of the files. Kept files are not rewritten when it changes.
     pub compression: TableCompression,
+    /// Of files that small ones are compacted into: those that stay.
+    pub optimize_compression: TableCompression,
     /// Rows after which a file is closed and the next one begun; an epoch is never divided. More makes fewer and larger files;
     /// fewer lets one commit be encoded on more cores. A file is in memory, encoded, until it is committed.
     pub file_rows_target: usize,
@@ -71,7 +73,8 @@ impl Default for DeltaSettings {
         DeltaSettings {
             url: "delta".into(),
             storage: BTreeMap::new(),
-            compression: TableCompression(Compression::ZSTD(ZstdLevel::default())),
+            compression: TableCompression(Compression::SNAPPY),
+            optimize_compression: TableCompression(Compression::ZSTD(ZstdLevel::default())),
             file_rows_target: 250_000,
             checkpoint_interval: 50,
             optimize_commits: 100,

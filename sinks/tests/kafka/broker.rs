@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use orderflow_fixtures::kafka_broker::{KafkaBroker, KafkaBrokerError};
 use orderflow_sinks::kafka::KafkaSettings;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -19,74 +17,42 @@ pub const LONG: Duration = Duration::from_secs(90);
 
 /// Apache Kafka, one node. It ends with the test.
 pub struct Broker {
-    port: u16,
-    folder: TempDir,
+    kafka: KafkaBroker,
+    /// Removed when the broker has ended.
+    _folder: TempDir,
 }
 
 impl Broker {
     /// Starts one, where it can be had.
     pub fn start(test: &str) -> Option<Broker> {
-        for program in ["java", "mvn"] {
-            if !Command::new(program).arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success()) {
+        let folder = tempfile::tempdir().unwrap();
+        match KafkaBroker::start(folder.path(), "256m") {
+            Ok(kafka) => Some(Broker { kafka, _folder: folder }),
+            Err(error @ KafkaBrokerError::Missing { .. }) => {
                 // Past the capture of a test's output: nothing was tested.
-                let _ = writeln!(std::io::stderr(), "SKIPPED {test}: no `{program}` to run Kafka with (see deploy/dev/kafka.sh)");
-                return None;
+                let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {error}");
+                None
             }
+            Err(error) => panic!("{error}"),
         }
-        let broker = Broker { port: two_free_ports(), folder: tempfile::tempdir().unwrap() };
-        broker.up();
-        Some(broker)
     }
 
     /// Starts it, after [`kill`](Broker::kill) again.
     pub fn up(&self) {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/dev/kafka.sh");
-        let mut start = Command::new("bash");
-        start.arg(script).arg("start").env("KAFKA_PORT", self.port.to_string()).env("KAFKA_DATA", self.folder.path().join("data"));
-        let status = start.env("KAFKA_HEAP", "256m").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
-        assert!(status.success(), "Kafka does not start: {:?}", std::fs::read_to_string(self.folder.path().join("data/server.log")));
+        self.kafka.up().unwrap();
     }
 
     /// Ends it as a power cut would, except that the disk keeps what it was told.
     pub fn kill(&self) {
-        let Ok(pid) = std::fs::read_to_string(self.folder.path().join("data/pid")) else { return };
-        let pid: i32 = pid.trim().parse().unwrap();
-        // SAFETY: a system call on a number; the process is this broker's, which only `kill` ends.
-        unsafe { libc::kill(pid, libc::SIGKILL) };
-        eventually("a killed broker ends", || TcpStream::connect(("127.0.0.1", self.port)).is_err());
+        self.kafka.kill();
     }
 
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.kafka.address()
     }
 
     pub fn settings(&self) -> KafkaSettings {
         KafkaSettings { brokers: self.address(), job: "job".to_owned(), partitions: 3, ..KafkaSettings::default() }
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// The broker takes a port, its controller the next.
-fn two_free_ports() -> u16 {
-    loop {
-        let first = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = first.local_addr().unwrap().port();
-        if port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
-            return port;
-        }
-    }
-}
-
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < LONG, "{what}");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

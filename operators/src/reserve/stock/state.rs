@@ -57,12 +57,12 @@ impl KeyedState for Stock {
         self.changed.get_or_insert_default();
     }
 
-    fn take_changes(&mut self) -> Option<RecordBatch> {
-        let changed = std::mem::take(self.changed.as_mut()?);
+    fn take_changes(&mut self) -> Vec<RecordBatch> {
+        let changed = self.changed.as_mut().map(std::mem::take).unwrap_or_default();
         for &sku in &changed {
             self.skus[sku as usize].is_changed = false;
         }
-        self.rows(changed.iter().copied())
+        self.rows(changed.iter().copied()).into_iter().collect()
     }
 
     fn changes_add_up(&self) -> bool {

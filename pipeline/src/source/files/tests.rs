@@ -37,7 +37,7 @@ struct Opened {
 fn open(source: &FileSource, split: u32, offset: i64) -> Opened {
     let (sender, wakes) = mpsc::channel();
     // The reader may go before its last wake.
-    let reader = source.open(split, offset, Arc::new(move || _ = sender.send(()))).expect("opens");
+    let reader = source.open(&source.splits()[split as usize], offset, Arc::new(move || _ = sender.send(()))).expect("opens");
     Opened { reader, wakes }
 }
 

@@ -14,9 +14,9 @@ use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use super::assign;
 use super::client::{self, Context};
 use super::start::REQUEST_WAIT;
+use super::{OpenSplits, assign, lock};
 use crate::source::buffer::Feed;
 use crate::source::chunk::ChunkBuilder;
 use crate::source::{SourceError, SourceLimits};
@@ -31,7 +31,7 @@ pub(super) struct Poller {
     consumer: Arc<BaseConsumer<Context>>,
     partitions: Vec<Opened>,
     opened: Receiver<Opened>,
-    open: Arc<[AtomicBool]>,
+    open: OpenSplits,
     stop: Arc<AtomicBool>,
     /// Messages that one partition may move before the others have their turn.
     turn_rows: usize,
@@ -41,7 +41,7 @@ impl Poller {
     pub fn new(
         consumer: Arc<BaseConsumer<Context>>,
         opened: Receiver<Opened>,
-        open: Arc<[AtomicBool]>,
+        open: OpenSplits,
         stop: Arc<AtomicBool>,
         limits: SourceLimits,
     ) -> Self {
@@ -77,7 +77,7 @@ impl Poller {
                 if let Err(error) = assign(&self.consumer, &partition.topic, partition.partition, None) {
                     tracing::warn!(split = partition.name, %error, "a partition that is no longer read could not be given back");
                 }
-                self.open[partition.split as usize].store(false, Ordering::Release);
+                lock(&self.open).remove(&partition.name);
             }
             wanted
         });
@@ -86,7 +86,6 @@ impl Poller {
 
 /// A partition that is being read.
 pub(super) struct Opened {
-    split: u32,
     name: String,
     topic: String,
     /// The topic as librdkafka takes it.
@@ -102,9 +101,7 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    #[expect(clippy::too_many_arguments, reason = "the parts of a value that is made in one place")]
     pub fn new(
-        split: u32,
         name: String,
         topic: String,
         partition: i32,
@@ -115,7 +112,7 @@ impl Opened {
     ) -> Self {
         let topic_c = CString::new(topic.as_str()).expect("librdkafka has taken the topic's name before");
         let chunk = ChunkBuilder::new(limits);
-        Opened { split, name, topic, topic_c, partition, next: offset, queue, feed, chunk, failed: false, shorter_since: None }
+        Opened { name, topic, topic_c, partition, next: offset, queue, feed, chunk, failed: false, shorter_since: None }
     }
 
     /// Moves what is in the partition's queue, up to a chunk. Returns whether there was anything.

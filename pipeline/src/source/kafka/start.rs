@@ -85,7 +85,7 @@ impl Deadline {
         self.retry(client.context(), serve, || self.partitions(client, topic))
     }
 
-    fn partitions(&self, client: &Client<Context>, topic: &str) -> Answer<Option<i32>> {
+    pub(super) fn partitions(&self, client: &Client<Context>, topic: &str) -> Answer<Option<i32>> {
         let metadata = match client.fetch_metadata(Some(topic), REQUEST_WAIT.min(self.wait)) {
             Ok(metadata) => metadata,
             Err(error) => return Answer::Later(error.to_string()),

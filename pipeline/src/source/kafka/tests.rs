@@ -30,6 +30,7 @@ fn settings(brokers: &str) -> KafkaSettings {
         orders_topic: "orders".into(),
         inventory_topic: "inventory".into(),
         group_id: "job".into(),
+        start_wait: LONG,
         properties: BTreeMap::new(),
     }
 }
@@ -49,7 +50,7 @@ struct Opened {
 
 fn open(source: &KafkaSource, split: u32, offset: i64) -> Opened {
     let (sender, wakes) = mpsc::channel();
-    let reader = source.open(split, offset, Arc::new(move || _ = sender.send(()))).expect("opens");
+    let reader = source.open(&source.splits()[split as usize], offset, Arc::new(move || _ = sender.send(()))).expect("opens");
     Opened { reader, wakes, next: offset }
 }
 
@@ -161,11 +162,11 @@ fn a_reader_can_be_dropped_and_opened_again() {
     write(&settings, &[(Topic::Orders, 0, "a"), (Topic::Orders, 0, "b"), (Topic::Orders, 0, "c")]);
     let source = KafkaSource::connect(settings.clone(), SourceLimits::default()).expect("connects");
     let mut first = open(&source, 1, 0);
-    let error = source.open(1, 0, Arc::new(|| {})).map(|_| ()).expect_err("one reader at a time");
+    let error = source.open(&source.splits()[1], 0, Arc::new(|| {})).map(|_| ()).expect_err("one reader at a time");
     assert_eq!(error.to_string(), "orders/0 is being read already");
     assert_eq!(first.read(2), ["0:a", "1:b"]);
     drop(first);
-    eventually("the partition is given back", || !source.open[1].load(Ordering::Acquire));
+    eventually("the partition is given back", || !lock(&source.open).contains("orders/0"));
     let mut second = open(&source, 1, 1);
     assert_eq!(second.read(2), ["1:b", "2:c"]);
     write(&settings, &[(Topic::Orders, 0, "d")]);
@@ -201,13 +202,13 @@ fn an_offset_that_is_gone_is_an_error() {
     let first = source.start_offsets().expect("brokers answer")[1];
     assert!(first > 0, "the mock broker has dropped messages");
     assert_eq!(open(&source, 1, first).read(20 - first as u64).len() as i64, 20 - first);
-    eventually("the partition is given back", || !source.open[1].load(Ordering::Acquire));
+    eventually("the partition is given back", || !lock(&source.open).contains("orders/0"));
 
     let check = |offset: i64, expected: Expect| {
         let opened = open(&source, 1, offset);
         expected.assert_eq(&opened.error().replace(&format!("only {first} to"), "only FIRST to"));
         drop(opened);
-        eventually("the partition is given back", || !source.open[1].load(Ordering::Acquire));
+        eventually("the partition is given back", || !lock(&source.open).contains("orders/0"));
     };
     check(
         0,
@@ -221,7 +222,7 @@ fn an_offset_that_is_gone_is_an_error() {
             "orders/0: the next message to read has offset 21, but the broker has only FIRST to 20 (exclusive): messages were deleted before they were read, or the topic was made anew. Raise the topic's retention (retention.ms, retention.bytes) beyond the longest time that the job may stand still; to go on without them, start anew under another job.id"
         ],
     );
-    let error = source.open(1, Place::OFFSET_MAX + 1, Arc::new(|| {})).map(|_| ()).expect_err("is too large");
+    let error = source.open(&source.splits()[1], Place::OFFSET_MAX + 1, Arc::new(|| {})).map(|_| ()).expect_err("is too large");
     expect!["orders/0 has offset 281474976710656; the largest that can be told apart is 281474976710655"].assert_eq(&error.to_string());
 }
 
@@ -232,7 +233,7 @@ fn progress_is_committed_for_show() {
     let source = KafkaSource::connect(settings, SourceLimits::default()).expect("connects");
     let mut opened = open(&source, 1, 0);
     opened.read(2);
-    source.commit_progress(&[(1, 2)]);
+    source.commit_progress(&[("orders/0", 2)]);
     eventually("the group's offset is 2", || {
         let mut list = TopicPartitionList::new();
         list.add_partition("orders", 0);
@@ -282,8 +283,12 @@ fn wrong_settings_are_named() {
 #[test]
 fn what_is_missing_at_the_start_is_named() {
     let wait = Duration::from_millis(500);
-    let connect =
-        |settings| KafkaSource::connect_within(settings, SourceLimits::default(), wait).map(|_| ()).expect_err("fails").to_string();
+    let connect = |settings| {
+        KafkaSource::connect(KafkaSettings { start_wait: wait, ..settings }, SourceLimits::default())
+            .map(|_| ())
+            .expect_err("fails")
+            .to_string()
+    };
     let error = connect(settings("127.0.0.1:1"));
     assert!(error.starts_with("no broker of 127.0.0.1:1 answered within 0 s: ") && error.contains("Connection refused"), "{error}");
 
@@ -353,9 +358,9 @@ fn a_real_broker() {
     assert_eq!(opened.read(4), ["0:a", "1:a", "6:c", "7:c"]);
     eventually("the marker at the end is no lag", || opened.reader.available().lag == Some(0));
     drop(opened);
-    eventually("the partition is given back", || !source.open[0].load(Ordering::Acquire));
+    eventually("the partition is given back", || !lock(&source.open).contains("inventory/0"));
     assert_eq!(open(&source, 0, 4).read(2), ["6:c", "7:c"], "from within a gap");
-    source.commit_progress(&[(0, 8), (1, 200_000)]);
+    source.commit_progress(&[("inventory/0", 8), ("orders/0", 200_000)]);
     eventually("the group's offset is 8", || {
         let mut list = TopicPartitionList::new();
         list.add_partition(&settings.inventory_topic, 0);

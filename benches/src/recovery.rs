@@ -1,0 +1,84 @@
+//! How long a job with much state takes to be live again, and what checkpoints of that state cost.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use orderflow::checkpoint::CheckpointStore;
+use orderflow_fixtures::generate::{Compression, GenerateSettings, write_folder};
+
+use crate::{Outcome, column, finish, start};
+
+/// What to measure.
+pub struct Plan {
+    pub orders: u64,
+    pub customers: u64,
+    pub runs: usize,
+    pub workers: usize,
+    pub settings: Vec<String>,
+}
+
+/// Of the input, what comes before the state is measured.
+const BEFORE: f64 = 0.8;
+
+pub fn recovery(plan: &Plan) -> Outcome<()> {
+    let folder = tempfile::tempdir()?;
+    let input = folder.path().join("fixture");
+    let generated = GenerateSettings { orders: plan.orders, customers: plan.customers, ..GenerateSettings::default() };
+    let written = write_folder(&generated, Compression::Plain, &input, |_| ())?;
+    let rows = (written.rows as f64 * BEFORE) as u64;
+    let settings = |more: &[&str]| -> Vec<String> {
+        let mut settings = plan.settings.clone();
+        settings.extend([format!("job.workers={}", plan.workers), "sinks.delta.enabled=false".into(), "replay.checkpoints=true".into()]);
+        settings.extend(more.iter().map(|setting| (*setting).to_owned()));
+        settings
+    };
+
+    // The state, as a job leaves it that is killed.
+    let made = folder.path().join("made");
+    let child = start(&input, &made, None, Some(rows), &settings(&["checkpoint.interval=5 s"]))?;
+    if finish(child).is_ok() {
+        return Err("the job ended before it was killed".into());
+    }
+    let store = CheckpointStore::open(&made.join("checkpoints").display().to_string(), &Default::default())?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let listed = runtime.block_on(store.list())?;
+    let newest = listed.first().ok_or("the job was killed before its first checkpoint: give more orders")?;
+    let newest = runtime.block_on(store.manifest(newest))?;
+    println!(
+        "{} orders of {} customers; killed behind {rows} messages; the newest checkpoint is of epoch {}: {} files, {} MiB\n",
+        plan.orders,
+        plan.customers,
+        newest.epoch,
+        newest.files.len(),
+        newest.bytes() >> 20
+    );
+
+    println!("| from there | s to the first new epoch | s to the end | CPU s |\n| --- | --- | --- | --- |");
+    let out = folder.path().join("out");
+    let variants = [("no checkpoints", "checkpoint.interval=0 s"), ("a checkpoint every 2 s", "checkpoint.interval=2 s")];
+    let mut measured = vec![Vec::new(); variants.len()];
+    for _ in 0..plan.runs {
+        for ((_, interval), measured) in variants.iter().zip(&mut measured) {
+            copy(&made, &out)?;
+            measured.push(finish(start(&input, &out, None, None, &settings(&[interval]))?)?);
+            std::fs::remove_dir_all(&out)?;
+        }
+    }
+    for ((name, _), measured) in variants.iter().zip(&measured) {
+        let cell = |of: fn(&crate::Measured) -> f64| {
+            let [median, least, most] = column(measured, of);
+            format!("{median:.1} ({least:.1} – {most:.1})")
+        };
+        println!("| {name} | {} | {} | {} |", cell(|m| m.live_seconds), cell(|m| m.seconds), cell(|m| m.cpu_seconds));
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Outcome<()> {
+    let status = Command::new("cp").arg("-r").arg(from).arg(to).status()?;
+    // The copy is not to be written back while something is measured.
+    let synced = Command::new("sync").status()?;
+    std::thread::sleep(Duration::from_secs(2));
+    if status.success() && synced.success() { Ok(()) } else { Err("cannot copy the job's folder".into()) }
+}
