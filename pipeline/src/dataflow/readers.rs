@@ -67,14 +67,8 @@ impl Readers {
     /// If it cannot be opened.
     pub fn open(&mut self, source: &dyn Source, split: &Split, offset: i64, wake: &Wake) -> Result<(), SourceError> {
         let reader = source.open(split, offset, wake.clone())?;
-        let owned = Owned {
-            topic: split.topic,
-            reader,
-            reported_end: offset,
-            reported_ended: false,
-            reported_caught_up: false,
-            marked_bytes: 0,
-        };
+        let owned =
+            Owned { topic: split.topic, reader, reported_end: offset, reported_ended: false, reported_caught_up: false, marked_bytes: 0 };
         self.splits.insert(split.number, owned);
         Ok(())
     }
