@@ -1,8 +1,9 @@
 //! The command line: what a user may ask for, and how it is answered.
 //!
 //! Results go to standard output, everything else to standard error. The exit status is 0 when all was done, 1 when something went
-//! wrong, with one message that starts with `error:`, and 2 when the command or the settings are wrong.
+//! wrong, with one message that starts with `error:`, 2 when the command or the settings are wrong, and 3 when another job took this one's place.
 
+mod backfill;
 mod checkpoint;
 mod demo;
 mod generate;
@@ -10,6 +11,7 @@ mod job;
 mod progress;
 mod report;
 mod settings;
+mod supervise;
 mod table;
 
 use std::io::{self, Write};
@@ -35,6 +37,7 @@ struct Cli {
 enum Command {
     Run(job::RunArgs),
     Replay(job::ReplayArgs),
+    Backfill(backfill::BackfillArgs),
     Generate(generate::GenerateArgs),
     Epochs(EpochsArgs),
     #[command(subcommand)]
@@ -84,10 +87,21 @@ enum CliError {
     /// Something went wrong; the text is the whole message.
     #[error("{0}")]
     Failed(String),
+    /// Another job took this one's place; the text is the whole message.
+    #[error("{0}")]
+    TakenOver(String),
     /// Standard output cannot be written.
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
+    /// A child process that has said why ended with this status.
+    #[error("")]
+    Told(u8),
 }
+
+/// The status of a wrong command or wrong settings: the same command fails again.
+const EXIT_SETTINGS: u8 = 2;
+/// The status when another job took this one's place: starting it again would take it back.
+const EXIT_TAKEN_OVER: u8 = 3;
 
 impl CliError {
     /// Any error as the whole message.
@@ -97,8 +111,10 @@ impl CliError {
 
     fn exit_status(&self) -> u8 {
         match self {
-            CliError::Config(_) | CliError::Usage(_) => 2,
+            CliError::Config(_) | CliError::Usage(_) => EXIT_SETTINGS,
             CliError::Failed(_) | CliError::Output(_) => 1,
+            CliError::TakenOver(_) => EXIT_TAKEN_OVER,
+            CliError::Told(status) => *status,
         }
     }
 }
@@ -125,6 +141,7 @@ fn execute(command: Command) -> Result<(), CliError> {
     match command {
         Command::Run(args) => job::run(args),
         Command::Replay(args) => job::replay(args),
+        Command::Backfill(args) => backfill::backfill(args),
         Command::Generate(args) => generate::generate(args),
         Command::Epochs(args) => epochs(&args),
         Command::Checkpoint(command) => checkpoint::checkpoint(command),
@@ -196,6 +213,8 @@ mod tests {
         check("orderflow generate --orders 5 --out a --brokers b:1", ArgumentConflict);
         check("orderflow generate --orders 5", MissingRequiredArgument);
         check("orderflow epochs", MissingRequiredArgument);
+        check("orderflow backfill --sink delta", MissingRequiredArgument);
+        check("orderflow backfill --sink delta --from start --input in", MissingRequiredArgument);
     }
 
     #[test]
@@ -204,7 +223,9 @@ mod tests {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "orderflow", &mut script);
             let script = String::from_utf8(script).expect("scripts are text");
-            for command in ["run", "replay", "generate", "epochs", "checkpoint", "state", "report", "demo", "config", "completions"] {
+            for command in
+                ["run", "replay", "backfill", "generate", "epochs", "checkpoint", "state", "report", "demo", "config", "completions"]
+            {
                 assert!(script.contains(command), "{shell}: {command}");
             }
         }

@@ -51,6 +51,8 @@ pub struct Config {
     pub checkpoint: CheckpointConfig,
     /// Replays of fixture folders.
     pub replay: ReplayConfig,
+    /// When a job that failed is started again.
+    pub supervise: SuperviseConfig,
     /// Where streams land.
     pub sinks: SinksConfig,
     /// Metrics and status page.
@@ -385,6 +387,34 @@ impl Default for ReplayConfig {
     }
 }
 
+/// `[supervise]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SuperviseConfig {
+    /// Wait after a first failure; doubles with each further one.
+    pub backoff_min: Interval,
+    /// Longest wait before the job is started again.
+    pub backoff_max: Interval,
+    /// A job that ran for so long was healthy: the next wait is the first again.
+    pub healthy_after: Interval,
+    /// With so many failures within `window` there is no further start; 0: no limit.
+    pub failures_max: u64,
+    /// The time in which failures are counted.
+    pub window: Interval,
+}
+
+impl Default for SuperviseConfig {
+    fn default() -> Self {
+        SuperviseConfig {
+            backoff_min: Interval::millis(500),
+            backoff_max: Interval::seconds(15),
+            healthy_after: Interval::minutes(2),
+            failures_max: 10,
+            window: Interval::minutes(5),
+        }
+    }
+}
+
 /// `[sinks]`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -397,6 +427,29 @@ pub struct SinksConfig {
     pub kafka: KafkaSinkConfig,
     /// JSON lines, for a look.
     pub jsonl: JsonLinesConfig,
+}
+
+/// The kinds of sinks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SinkKind {
+    /// Delta Lake.
+    Delta,
+    /// ClickHouse.
+    ClickHouse,
+    /// Kafka or Redpanda.
+    Kafka,
+    /// JSON lines.
+    JsonLines,
+}
+
+impl SinksConfig {
+    /// Turns on this sink and no other.
+    pub fn only(&mut self, kind: SinkKind) {
+        self.delta.enabled = kind == SinkKind::Delta;
+        self.clickhouse.enabled = kind == SinkKind::ClickHouse;
+        self.kafka.enabled = kind == SinkKind::Kafka;
+        self.jsonl.enabled = kind == SinkKind::JsonLines;
+    }
 }
 
 /// What every sink has: a queue before it and a wait after a failure. In each sink's own section.

@@ -258,6 +258,18 @@ pub fn read_after(home: &LogHome, after: Epoch) -> Result<Vec<EpochRecord>, Epoc
     }
 }
 
+/// As [`read_after`], with what the log was begun with.
+///
+/// # Errors
+/// As there.
+pub fn read_with_header(home: &LogHome, after: Epoch) -> Result<(LogHeader, Vec<EpochRecord>), EpochLogError> {
+    match home {
+        LogHome::Folder(folder) => LocalLog::read_with_header(folder, after),
+        LogHome::Topic(settings) => TopicLog::read_with_header(settings, after),
+        LogHome::Objects(settings) => ObjectLog::read_with_header(settings, after),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! The first thing that went wrong, and that the job is to end.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Shared by every part of a job: whoever fails says so here, everybody else looks here and stops.
@@ -9,6 +10,7 @@ pub struct Failure(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     first: OnceLock<String>,
+    taken_over: AtomicBool,
     on_failure: Mutex<Vec<Box<dyn Fn() + Send>>>,
 }
 
@@ -22,6 +24,19 @@ impl Failure {
                 wake();
             }
         }
+    }
+
+    /// Says that another job took this one's place: it must not simply be started again.
+    pub fn report_taken_over(&self, message: impl ToString) {
+        if !self.is_set() {
+            self.0.taken_over.store(true, Ordering::Release);
+        }
+        self.report(message);
+    }
+
+    /// Whether the job ends because another one took its place.
+    pub fn is_taken_over(&self) -> bool {
+        self.0.taken_over.load(Ordering::Acquire)
     }
 
     /// The message, if something went wrong.
@@ -51,7 +66,7 @@ impl Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn the_first_message_counts_and_wakes() {

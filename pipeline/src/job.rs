@@ -1,33 +1,38 @@
 //! A job from its start to its end: opens the log and the sinks, runs the workers, waits for the last commit.
 
+mod backfill;
 mod checkpoints;
 mod settings;
 mod sinks;
 mod splits;
+mod workers;
 
 use std::collections::BTreeMap;
-use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use orderflow_operators::epoch::Epoch;
+use orderflow_sinks::Recovered;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::checkpoint::{CheckpointError, CheckpointStore};
 use crate::config::{Config, Interval, ReplayClock};
 use crate::dataflow::Shared;
 use crate::epoch_log::{self, EpochLogError, EpochRecord, LogHeader, LogHome, LogWriter, OpenLog};
 use crate::failure::Failure;
-use crate::job_plan::{Cluster, Handles, Progress, ReplayPlan, RunPlan, Summary};
+use crate::job_plan::{Cluster, Handles, Progress, ReplayPlan, RunPlan, Stop, Summary};
 use crate::metrics::cpu_seconds;
-use crate::panics::ConnectionWatch;
 use crate::sealer::{Cut, SplitStart};
+use crate::sink_driver::Driver;
 use crate::sink_hub::SinkHub;
 use crate::source::{FileSource, KafkaSource, Source, SourceError, Split};
 use crate::status::Phase;
 use crate::worker::{Head, HeadSummary, WorkerPlan};
+
+pub use backfill::backfill;
 
 /// Why a job ended before its input.
 #[derive(Debug, thiserror::Error)]
@@ -50,9 +55,34 @@ pub enum JobError {
     /// Threads or sockets.
     #[error("cannot start: {0}")]
     Start(String),
+    /// Another job of the same name took this one's place.
+    #[error("{0}")]
+    TakenOver(String),
     /// Something failed while it ran. What was committed stays, and the same command goes on from there.
     #[error("{0}")]
     Failed(String),
+}
+
+impl JobError {
+    /// Whether the same command with the same settings would end alike, until somebody changes one of them.
+    pub fn is_of_settings(&self) -> bool {
+        match self {
+            JobError::Setting(_) => true,
+            JobError::EpochLog(error) => matches!(error, EpochLogError::Different { .. } | EpochLogError::Refused { .. }),
+            JobError::Checkpoint(error) => matches!(error, CheckpointError::Different { .. } | CheckpointError::Address(_)),
+            _ => false,
+        }
+    }
+
+    /// Whether another job of the same name took this one's place.
+    pub fn is_taken_over(&self) -> bool {
+        matches!(self, JobError::TakenOver(_) | JobError::EpochLog(EpochLogError::TakenOver { .. }))
+    }
+
+    /// What a job with this failure ends with.
+    fn of(failure: &Failure, message: &str) -> JobError {
+        if failure.is_taken_over() { JobError::TakenOver(message.to_owned()) } else { JobError::Failed(message.to_owned()) }
+    }
 }
 
 /// A job with everything chosen.
@@ -67,6 +97,8 @@ pub struct Job {
     pub topics: BTreeMap<String, String>,
     /// How epochs are cut.
     pub cut: Cut,
+    /// By split, where the job ends, if it is to end before its input.
+    pub until: Option<BTreeMap<String, i64>>,
     /// Whether `future` is checked: not in replays of files.
     pub live: bool,
     /// Where the epoch log is kept.
@@ -112,6 +144,7 @@ pub fn replay(plan: ReplayPlan) -> Result<Summary, JobError> {
         starts,
         topics: BTreeMap::new(),
         cut,
+        until: None,
         live: false,
         log_home,
         cluster,
@@ -122,16 +155,18 @@ pub fn replay(plan: ReplayPlan) -> Result<Summary, JobError> {
     job.execute()
 }
 
-/// Runs the job on topics until it is asked to stop.
+/// Runs the job on topics until it is asked to stop, or has drained them.
 ///
 /// # Errors
 /// With one message that says what to do. The same command then goes on where the job was.
 pub fn run(plan: RunPlan) -> Result<Summary, JobError> {
-    let RunPlan { mut config, cluster, handles } = plan;
+    let RunPlan { mut config, cluster, drain, handles } = plan;
     let mut source = KafkaSource::connect(settings::kafka(&config), settings::source_limits(&config))?;
     if config.sinks.delta.url.is_empty() {
         config.sinks.delta.url = config.job.data_dir.join("delta").display().to_string();
     }
+    let names = || source.splits().iter().map(|split| split.name.clone());
+    let until = if drain { Some(names().zip(source.end_offsets()?).collect()) } else { None };
     let starts = source.start_offsets()?.into_iter().map(|offset| SplitStart { offset, weight: 1, opening: false }).collect();
     let topics = source.identities().clone();
     let discovery = config.source.kafka.discovery_interval.as_duration();
@@ -144,6 +179,7 @@ pub fn run(plan: RunPlan) -> Result<Summary, JobError> {
         starts,
         topics,
         cut: Cut::Live { linger: config.epoch.linger.as_duration() },
+        until,
         live: true,
         log_home: settings::log_home(&config),
         cluster,
@@ -186,8 +222,6 @@ const POLL: Duration = Duration::from_millis(20);
 const LEAVE: Duration = Duration::from_secs(2);
 /// How long a job that was asked to stop waits for its last checkpoint: without it, the next life plays some epochs more.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(30);
-/// How long processes of a job wait for each other at the start.
-const MEET: Duration = Duration::from_secs(60);
 
 impl Job {
     /// Runs it.
@@ -215,13 +249,7 @@ impl Job {
 
         let checkpoints = checkpoints::Checkpoints::open(config)?;
 
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(config.job.worker_count().clamp(2, 8))
-            .thread_name("io")
-            .on_thread_start(step_back)
-            .enable_all()
-            .build()
-            .map_err(|e| JobError::Start(e.to_string()))?;
+        let runtime = io_runtime(config)?;
 
         // Process 0 keeps the log, and with it the right to run. What lies before the newest checkpoint is hardly ever needed.
         let newest = if process == 0 { checkpoints.newest(&runtime, &header)? } else { Epoch(0) };
@@ -241,18 +269,11 @@ impl Job {
         let drivers = sinks::drivers(config, &settings, &hub, &metrics, &failure, durable_seen.clone(), mine)?;
         let labels: Vec<String> = drivers.iter().map(|driver| driver.label.clone()).collect();
         let committed: Vec<watch::Receiver<Epoch>> = drivers.iter().map(|d| d.committed.subscribe()).collect();
-        let stop = self.handles.stop.clone();
-        let recovered = runtime.block_on(async {
-            tokio::select! {
-                recovered = sinks::recover(drivers) => recovered,
-                () = stopped(&stop) => Err("stopped while a sink was unavailable".to_owned()),
-            }
-        });
-        let recovered = match recovered {
+        let recovered = match recover(&runtime, drivers, &self.handles.stop) {
             Ok(recovered) => recovered,
-            Err(message) => {
+            Err(error) => {
                 runtime.shutdown_background();
-                return Err(JobError::Sink(message));
+                return Err(error);
             }
         };
         let sinks_through = sinks::through(&recovered);
@@ -261,7 +282,7 @@ impl Job {
         {
             return Err(JobError::Sink(message));
         }
-        let resumed = checkpoints.resume(&runtime, &header, &labels, process, processes)?;
+        let resumed = checkpoints.resume(&runtime, &header, &sinks::known(&recovered), process, processes)?;
         let behind = resumed.as_ref().map_or(Epoch(0), |resumed| resumed.manifest.epoch);
         if process == 0 && behind < newest {
             tape = epoch_log::read_after(&self.log_home, behind)?;
@@ -279,14 +300,21 @@ impl Job {
                 let begun = begun.as_ref().unwrap_or(&header);
                 let known = splits::Known::new(&*self.source, begun, &self.starts, resumed, &tape)
                     .map_err(|what| JobError::EpochLog(EpochLogError::Different { log: self.log_home.to_string(), what }))?;
-                let (sealer, names) = known.sealer(self.cut, config.epoch.rows_max, tape, resumed);
+                let (mut sealer, names) = known.sealer(self.cut, config.epoch.rows_max, tape, resumed);
+                if let Some(until) = &self.until {
+                    let of_split = |name: &String| *until.get(name).expect("inputs that are gone have been refused");
+                    sealer = sealer.until(&names.iter().map(of_split).collect::<Vec<_>>());
+                }
                 let failed = failure.clone();
-                let log = LogWriter::start(log, durable.clone(), move |error| failed.report(error))
-                    .map_err(|e| JobError::Start(e.to_string()))?;
+                let log = LogWriter::start(log, durable.clone(), move |error| match error {
+                    EpochLogError::TakenOver { .. } => failed.report_taken_over(error),
+                    _ => failed.report(error),
+                })
+                .map_err(|e| JobError::Start(e.to_string()))?;
                 Some(Head {
                     sealer,
                     names,
-                    log,
+                    log: Some(log),
                     clock: seal_clock(config, self.cut)?,
                     stop: self.handles.stop.clone(),
                     progress: self.handles.progress.clone(),
@@ -316,7 +344,7 @@ impl Job {
             resumed: states.loader.as_ref().map_or(Epoch(0), |loader| loader.manifest().epoch),
             shared: Shared { settings, hub: hub.clone(), metrics, failure: failure.clone(), states, first_worker: process * workers },
         });
-        let done = match run_workers(plan, head, workers, self.cluster.clone(), &failure) {
+        let done = match workers::run(plan, head, workers, &config.job.id, self.cluster.clone(), &failure) {
             Ok(done) => done,
             Err(error) => {
                 // A sink may hang in a call that blocks.
@@ -326,16 +354,7 @@ impl Job {
         };
         hub.close();
 
-        // The last commits.
-        let mut tasks = tasks;
-        while !tasks.is_empty() && !failure.is_set() {
-            tasks.retain(|task| !task.is_finished());
-            let epoch_committed = committed.iter().map(|c| c.borrow().0).min().unwrap_or(0);
-            let rows_done = done.map_or(0, |d| d.rows);
-            let epoch = done.map_or(0, |d| d.last.0);
-            (self.handles.progress)(Progress { rows_done, rows_total: self.rows_total, epoch, epoch_committed, draining: true });
-            std::thread::sleep(POLL);
-        }
+        last_commits(tasks, done, self.rows_total, &committed, &self.handles, &failure);
         // The last checkpoint of a job that was asked to stop.
         if let Some(task) = task.as_mut().filter(|_| self.live) {
             let started = Instant::now();
@@ -345,7 +364,7 @@ impl Job {
         }
         if let Some(message) = failure.message() {
             runtime.shutdown_background();
-            return Err(JobError::Failed(message.to_owned()));
+            return Err(JobError::of(&failure, message));
         }
         runtime.shutdown_timeout(LEAVE);
         let (decisions, dead_letters) = hub.counts();
@@ -376,6 +395,46 @@ fn open_log(home: &LogHome, header: &LogHeader, checkpoint: Epoch, checkpoints: 
     })
 }
 
+/// What sinks and checkpoints run on, beside the workers.
+fn io_runtime(config: &Config) -> Result<tokio::runtime::Runtime, JobError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.job.worker_count().clamp(2, 8))
+        .thread_name("io")
+        .on_thread_start(step_back)
+        .enable_all()
+        .build()
+        .map_err(|e| JobError::Start(e.to_string()))
+}
+
+/// Asks the sinks what they have committed, until somebody asks the job to stop.
+fn recover(runtime: &tokio::runtime::Runtime, drivers: Vec<Driver>, stop: &Stop) -> Result<Vec<(Driver, Recovered)>, JobError> {
+    let recovered = runtime.block_on(async {
+        tokio::select! {
+            recovered = sinks::recover(drivers) => recovered,
+            () = stopped(stop) => Err("stopped while a sink was unavailable".to_owned()),
+        }
+    });
+    recovered.map_err(JobError::Sink)
+}
+
+/// Waits until the sinks, whose queues are closed, have committed what was in them.
+fn last_commits(
+    mut tasks: Vec<JoinHandle<()>>,
+    done: Option<HeadSummary>,
+    rows_total: Option<u64>,
+    committed: &[watch::Receiver<Epoch>],
+    handles: &Handles,
+    failure: &Failure,
+) {
+    let (rows_done, epoch) = done.map_or((0, 0), |done| (done.rows, done.last.0));
+    while !tasks.is_empty() && !failure.is_set() {
+        tasks.retain(|task| !task.is_finished());
+        let epoch_committed = committed.iter().map(|c| c.borrow().0).min().unwrap_or(0);
+        (handles.progress)(Progress { rows_done, rows_total, epoch, epoch_committed, draining: true });
+        std::thread::sleep(POLL);
+    }
+}
+
 /// Lets the workers go before this thread where both want a core: encoding files comes in bursts, and would be latency of every epoch
 /// meanwhile. A thread has a priority of its own on Linux; elsewhere nothing happens.
 fn step_back() {
@@ -389,7 +448,7 @@ fn step_back() {
 }
 
 /// Ends when somebody asks the job to.
-async fn stopped(stop: &crate::job_plan::Stop) {
+async fn stopped(stop: &Stop) {
     while !stop.requested() {
         tokio::time::sleep(POLL).await;
     }
@@ -414,85 +473,4 @@ fn seal_clock(config: &Config, cut: Cut) -> Result<Box<dyn FnMut(Epoch) -> i64 +
         return Ok(crate::worker::fixed_clock(start.timestamp_millis(), config.replay.step.as_micros() / 1000));
     }
     Ok(Box::new(|_| Utc::now().timestamp_millis()))
-}
-
-/// Runs the workers in threads of their own, so that one that hangs after a failure cannot keep the job from ending.
-fn run_workers(
-    plan: Arc<WorkerPlan>,
-    head: Option<Head>,
-    workers: usize,
-    cluster: Option<Cluster>,
-    failure: &Failure,
-) -> Result<Option<HeadSummary>, JobError> {
-    let communication = match cluster {
-        Some(Cluster { hosts, process }) => {
-            timely::CommunicationConfig::Cluster { threads: workers, process, addresses: hosts, report: false, zerocopy: false }
-        }
-        None if workers == 1 => timely::CommunicationConfig::Thread,
-        None => timely::CommunicationConfig::Process(workers),
-    };
-    let _watch = matches!(communication, timely::CommunicationConfig::Cluster { .. }).then(|| ConnectionWatch::start(failure));
-    let config = timely::Config { communication, worker: timely::WorkerConfig::default() };
-    let (sender, results) = mpsc::channel();
-    let (met, meeting) = mpsc::channel();
-    let (head, met) = (Mutex::new(head), Mutex::new(met));
-    let failed = failure.clone();
-    let body = move |worker: &mut timely::worker::Worker| {
-        // Nobody listens any more once the job has given up waiting.
-        let _ = met.lock().unwrap_or_else(PoisonError::into_inner).send(());
-        let head = if worker.index() == 0 { head.lock().unwrap_or_else(PoisonError::into_inner).take() } else { None };
-        crate::panics::watch_worker(worker.index(), &plan.shared.failure);
-        let run = std::panic::catch_unwind(AssertUnwindSafe(|| crate::worker::run(worker, &plan, head)));
-        run.unwrap_or_else(|_reported| {
-            for dataflow in worker.installed_dataflows() {
-                worker.drop_dataflow(dataflow);
-            }
-            None
-        })
-    };
-    std::thread::Builder::new()
-        .name("workers".into())
-        .spawn(move || {
-            let result = timely::execute(config, body).map(|guards| guards.join());
-            let _ = sender.send(result);
-        })
-        .map_err(|e| JobError::Start(e.to_string()))?;
-
-    let clustered = meeting.recv_timeout(MEET);
-    if clustered.is_err() && !failed.is_set() {
-        // Either the workers' threads could not start, which their result says, or the other processes did not come.
-        if let Ok(Err(error)) = results.recv_timeout(LEAVE) {
-            return Err(JobError::Start(error));
-        }
-        return Err(JobError::Start(format!("the job's other processes did not answer within {} s; start all of them", MEET.as_secs())));
-    }
-    let mut give_up: Option<Instant> = None;
-    loop {
-        match results.recv_timeout(POLL) {
-            Ok(Ok(workers)) => {
-                let mut summary = None;
-                for worker in workers {
-                    match worker {
-                        Ok(head) => summary = summary.or(head),
-                        Err(error) => failed.report(format!("a worker failed: {error}")),
-                    }
-                }
-                return match failed.message() {
-                    Some(message) => Err(JobError::Failed(message.to_owned())),
-                    None => Ok(summary),
-                };
-            }
-            Ok(Err(error)) => return Err(JobError::Start(error)),
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                let message = failed.message().unwrap_or("the workers' thread ended without a result");
-                return Err(JobError::Failed(message.to_owned()));
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
-        }
-        if let Some(message) = failed.message()
-            && *give_up.get_or_insert_with(|| Instant::now() + LEAVE) < Instant::now()
-        {
-            return Err(JobError::Failed(message.to_owned()));
-        }
-    }
 }

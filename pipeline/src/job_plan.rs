@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::config::Config;
+use crate::config::{Config, SinkKind};
 use crate::metrics::{Latency, Metrics};
 use crate::status::Health;
 
@@ -26,15 +26,50 @@ pub struct ReplayPlan {
     pub handles: Handles,
 }
 
-/// A live run: topics in, until it is told to stop.
+/// A live run: topics in, until it is told to stop or has drained them.
 #[derive(Clone)]
 pub struct RunPlan {
     /// All settings. `job.workers` is how many threads this process has.
     pub config: Config,
     /// The other processes of the job, if it has any.
     pub cluster: Option<Cluster>,
+    /// Whether it ends with what the topics hold at its start. In a job of several processes, process 0 says so.
+    pub drain: bool,
     /// What both kinds of run have.
     pub handles: Handles,
+}
+
+/// A backfill: what a job has recorded is played again into one sink.
+#[derive(Clone)]
+pub struct BackfillPlan {
+    /// The settings of the job, with those of the sink as it is to be filled.
+    pub config: Config,
+    /// The sink.
+    pub sink: SinkKind,
+    /// Behind what its rows begin.
+    pub from: BackfillFrom,
+    /// For a replay, its folders; none: the job reads topics.
+    pub replay: Option<ReplayFolders>,
+    /// What all kinds of run have.
+    pub handles: Handles,
+}
+
+/// Where a backfill begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackfillFrom {
+    /// With the first epoch.
+    Start,
+    /// Behind the checkpoint of this epoch, or the savepoint of this name.
+    Checkpoint(String),
+}
+
+/// The folders of a replay.
+#[derive(Clone, Debug)]
+pub struct ReplayFolders {
+    /// Its input.
+    pub input: PathBuf,
+    /// Its epoch log, its checkpoints and its tables.
+    pub out: PathBuf,
 }
 
 /// What a run is told and tells while it goes on.

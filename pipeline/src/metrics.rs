@@ -65,6 +65,7 @@ struct Inner {
     checkpoint_bytes: IntGauge,
     checkpoint_time: Histogram,
     checkpoint_failures: IntCounter,
+    restarts: IntCounter,
     process_cpu: Gauge,
     process_memory: IntGauge,
 }
@@ -157,6 +158,7 @@ impl Metrics {
                 &COMMIT_BUCKETS_SECONDS,
             ),
             checkpoint_failures: make.add(IntCounter::new("orderflow_checkpoint_failures_total", "Steps of checkpoints that failed")),
+            restarts: make.add(IntCounter::new("orderflow_restarts_total", "How often the job failed and its supervisor started it again")),
             process_cpu: make.add(Gauge::new("orderflow_process_cpu_seconds", "CPU time of the process, user and system")),
             process_memory: make.add(IntGauge::new("orderflow_process_resident_bytes", "Resident memory of the process")),
             registry: make.0,
@@ -264,6 +266,11 @@ impl Metrics {
     /// A step of a checkpoint failed, and is made again.
     pub fn checkpoint_failed(&self) {
         self.0.checkpoint_failures.inc();
+    }
+
+    /// The job's supervisor has started it again so often before.
+    pub fn restarts(&self, before: u64) {
+        self.0.restarts.inc_by(before);
     }
 
     /// Fields so far that no message type has.

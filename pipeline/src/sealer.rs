@@ -11,6 +11,8 @@
 //!   [opening](SplitStart::opening) splits alone as long as these have any. It waits
 //!   until they have been read: the cut is a function of the files and the settings, not of how fast anything runs.
 //!
+//! - **Recorded**: none. What the log has is played, and that is all.
+//!
 //! An epoch's bytes are bounded too. Owners report *marks*: offsets at every so many bytes of a split; an epoch passes at most
 //! [`MARKS_MAX`] of them in a split.
 //!
@@ -36,6 +38,8 @@ pub enum Cut {
     },
     /// So many rows, proportionally from all splits, whatever the time.
     Replay,
+    /// Not at all: there are only the epochs of the log.
+    Recorded,
 }
 
 /// What an owner says of a split.
@@ -45,6 +49,8 @@ pub enum Report {
     End(i64),
     /// There is nothing behind the last end.
     Ended,
+    /// There was nothing behind the last end for a moment.
+    CaughtUp,
     /// An epoch should rather not go far beyond this offset: many bytes lie before it.
     Mark(i64),
 }
@@ -71,6 +77,10 @@ struct SplitState {
     weight: u64,
     end: i64,
     ended: bool,
+    /// Where it is to end, if it does not end by itself.
+    until: Option<i64>,
+    /// All that there was at the start has been read.
+    caught_up: bool,
     marks: VecDeque<i64>,
 }
 
@@ -80,14 +90,17 @@ impl SplitState {
         self.marks.get(MARKS_MAX - 1).copied()
     }
     fn rows(&self) -> u64 {
-        (self.mark_limit().unwrap_or(i64::MAX).min(self.end) - self.position).max(0) as u64
+        let limit = self.mark_limit().unwrap_or(i64::MAX).min(self.until.unwrap_or(i64::MAX));
+        (limit.min(self.end) - self.position).max(0) as u64
     }
     /// Whether it is known what an epoch that wants `rows` can have.
     fn is_settled(&self, rows: u64) -> bool {
         self.ended || self.mark_limit().is_some() || self.rows() >= rows
     }
     fn is_exhausted(&self) -> bool {
-        self.ended && self.position >= self.end
+        let all_read = self.position >= self.end;
+        // Nothing may have the last offsets before `until`: then being caught up says that they will not come.
+        self.ended && all_read || self.until.is_some_and(|until| self.position >= until || self.caught_up && all_read)
     }
 }
 
@@ -100,6 +113,8 @@ pub struct Sealer {
     splits: Vec<SplitState>,
     /// Those that the log does not name yet: the next new epoch does.
     added: BTreeMap<u32, AddedSplit>,
+    /// Whether it ends before its inputs do.
+    drains: bool,
     last: Epoch,
     sealed_at: i64,
     /// Milliseconds of the caller's monotonic clock.
@@ -117,7 +132,7 @@ pub enum Next {
     After(Duration),
     /// None before more is read.
     Waiting,
-    /// None any more: all splits have ended.
+    /// None any more: all splits have ended, or come to where they were to end.
     Finished,
 }
 
@@ -133,6 +148,8 @@ impl Sealer {
                 weight: weight.max(1),
                 end: offset,
                 ended: false,
+                until: None,
+                caught_up: false,
                 marks: VecDeque::new(),
             })
             .collect();
@@ -150,6 +167,7 @@ impl Sealer {
             tape: tape.into(),
             splits: states,
             added: BTreeMap::new(),
+            drains: false,
             last_seal_ms: None,
         }
     }
@@ -165,6 +183,9 @@ impl Sealer {
             weight: 1,
             end: start,
             ended: false,
+            // What comes while a job drains its inputs is left to the next life.
+            until: self.drains.then_some(start),
+            caught_up: false,
             marks: VecDeque::new(),
         });
         self.added.insert(number, split);
@@ -188,6 +209,15 @@ impl Sealer {
                 split.position = offset;
             }
         }
+        self
+    }
+
+    /// Takes no new rows behind these offsets, by split, and is finished there. What the tape has is played all the same.
+    pub fn until(mut self, offsets: &[i64]) -> Self {
+        for (split, &offset) in self.splits.iter_mut().zip(offsets) {
+            split.until = Some(offset);
+        }
+        self.drains = true;
         self
     }
 
@@ -239,6 +269,7 @@ impl Sealer {
         match report {
             Report::End(end) => split.end = split.end.max(end),
             Report::Ended => split.ended = true,
+            Report::CaughtUp => split.caught_up = true,
             Report::Mark(at) if at > split.position => split.marks.push_back(at),
             Report::Mark(_) => {}
         }
@@ -271,6 +302,7 @@ impl Sealer {
                     None => return Next::Waiting,
                 }
             }
+            Cut::Recorded => return Next::Finished,
         };
         self.last_seal_ms = Some(monotonic_ms);
         self.last = self.last.next();
@@ -416,6 +448,35 @@ mod tests {
         sealer.hear(1, Report::End(20));
         assert_eq!(sealer.next(0, 2), Next::After(Duration::from_millis(3)));
         assert_eq!(ranges(sealer.next(0, 5)), [(0, (0, 9)), (1, (10, 11))]);
+    }
+
+    #[test]
+    fn recorded_epochs_alone_are_played() {
+        let record = EpochRecord { epoch: Epoch(8), sealed_at: 9, ranges: [(1, (3, 5))].into(), splits: BTreeMap::new() };
+        let mut sealer = Sealer::new(Cut::Recorded, 4, vec![record.clone()], &starts(&[(0, 1), (0, 1)]));
+        read_all(&mut sealer, &[3, 7]);
+        assert_eq!((sealer.first(), sealer.next(0, 0)), (Epoch(8), Next::Replayed(record)));
+        assert_eq!(sealer.next(0, 0), Next::Finished);
+    }
+
+    #[test]
+    fn draining_ends_at_its_offsets() {
+        let cut = Cut::Live { linger: Duration::ZERO };
+        let mut sealer = Sealer::new(cut, 100, vec![], &starts(&[(0, 1), (7, 1), (3, 1)])).until(&[10, 12, 3]);
+        assert_eq!(sealer.next(0, 0), Next::Waiting);
+        sealer.hear(0, Report::End(50));
+        assert_eq!(ranges(sealer.next(0, 0)), [(0, (0, 10))]);
+        sealer.hear(0, Report::End(60));
+        sealer.hear(1, Report::End(9));
+        assert_eq!(ranges(sealer.next(0, 0)), [(1, (7, 9))]);
+        assert_eq!(sealer.next(0, 0), Next::Waiting);
+        // One that comes meanwhile is named, but not waited for.
+        sealer.add(AddedSplit { name: "orders/3".into(), start: 4 });
+        sealer.hear(3, Report::End(9));
+        assert_eq!(sealer.next(0, 0), Next::Waiting);
+        // No message has the offsets 9 to 11.
+        sealer.hear(1, Report::CaughtUp);
+        assert_eq!(sealer.next(0, 0), Next::Finished);
     }
 
     #[test]

@@ -9,6 +9,9 @@
 //!
 //! A sink that is down is tried again, with a backoff that doubles up to a limit, for as long as it takes: meanwhile its queue fills, and the
 //! job holds back. What retrying cannot mend ends the job.
+//!
+//! A group is committed for its rows: a stream without any leaves no trace of how far it has come. Where that must be known afterwards from the sink
+//! alone, the last epoch is [recorded](Driver::records_end) all the same.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,6 +57,8 @@ pub struct Driver {
     pub durable: watch::Receiver<Epoch>,
     /// How far this sink has committed.
     pub committed: watch::Sender<Epoch>,
+    /// Whether the sink's own store is told of the last epoch, also where that has no rows.
+    pub records_end: bool,
     /// Counters.
     pub metrics: Metrics,
     /// Where to say what cannot be mended.
@@ -99,6 +104,7 @@ impl Driver {
         let Recovered { committed, mut group_through } = recovered;
         self.committed.send_replace(committed);
         let mut group = Group::default();
+        let mut last = committed;
         loop {
             let deadline = group.since.map(|since| since + self.settings.interval);
             let delivery = tokio::select! {
@@ -111,12 +117,16 @@ impl Driver {
                 Some(None) => {
                     // A group that an earlier life began ends at no other epoch; if its rest has not come, it comes in the next life.
                     if group_through.is_none() {
+                        if self.records_end && last > committed {
+                            group.through = Some(last);
+                        }
                         self.commit(&mut group).await?;
                     }
                     return Ok(());
                 }
                 Some(Some(delivery)) => {
                     let (epoch, weight) = (delivery.epoch, delivery.weight());
+                    last = last.max(epoch);
                     let begun = group_through == Some(epoch);
                     if begun {
                         group_through = None;

@@ -58,8 +58,8 @@ pub struct Head {
     pub sealer: Sealer,
     /// The splits' names by number.
     pub names: Vec<String>,
-    /// Makes them durable.
-    pub log: LogWriter,
+    /// Makes them durable; none where all of them are.
+    pub log: Option<LogWriter>,
     /// Gives new epochs their sealing time: milliseconds since 1970.
     pub clock: Box<dyn FnMut(Epoch) -> i64 + Send>,
     /// Asked between epochs.
@@ -129,6 +129,9 @@ type ControlInput = InputHandle<u64, CapacityContainerBuilder<Vec<ControlMessage
 const PARK_MAX: Duration = Duration::from_millis(100);
 /// Time between two reports of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+/// How soon it is noticed that a checkpoint is made, and how long the last one waits for the one before.
+const CHECKPOINT_WAIT: Duration = Duration::from_millis(10);
+const CHECKPOINT_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Time between two readings of the splits' lag.
 const LAG_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -329,6 +332,7 @@ struct HeadState {
     health: Health,
     checkpoints: Option<Checkpoints>,
     checkpoint_begun: Instant,
+    ending_since: Option<Instant>,
     recovered: bool,
     seals: Option<SealInput>,
     probe: ProbeHandle<u64>,
@@ -353,7 +357,7 @@ impl HeadState {
             sealer,
             splits_at_start: names.len(),
             names,
-            log: Some(log),
+            log,
             clock,
             stop,
             progress,
@@ -362,6 +366,7 @@ impl HeadState {
             health,
             checkpoints,
             checkpoint_begun: Instant::now(),
+            ending_since: None,
             recovered: false,
             seals: Some(seals),
             probe,
@@ -446,12 +451,8 @@ impl HeadState {
         while self.seals.is_some() {
             if self.stop.requested() {
                 self.stopped = true;
-                if let Some(checkpoints) =
-                    self.checkpoints.take().filter(|c| c.at_stop && self.sealer.is_live() && !c.trigger.is_under_way())
-                {
-                    // The next life then has nothing to play back.
-                    let record = self.sealer.last_one((self.clock)(self.next), self.started.elapsed().as_millis() as u64);
-                    self.send(body, record, true, Some(checkpoints.trigger));
+                if let Some(wait) = self.last_checkpoint(body) {
+                    return wait;
                 }
                 self.finish(body);
                 break;
@@ -471,6 +472,9 @@ impl HeadState {
                 Next::After(wait) => return wait,
                 Next::Waiting => break,
                 Next::Finished => {
+                    if let Some(wait) = self.last_checkpoint(body) {
+                        return wait;
+                    }
                     self.finish(body);
                     break;
                 }
@@ -480,6 +484,24 @@ impl HeadState {
             self.send(body, record, is_new, trigger);
         }
         PARK_MAX
+    }
+
+    /// Makes a checkpoint of the last epoch, where one is wanted, so that the next life has nothing to play back. Gives a time to wait while
+    /// another one is under way.
+    fn last_checkpoint(&mut self, body: &mut Body<'_>) -> Option<Duration> {
+        let is_wanted = self.sealer.is_live() && self.sealer.last() > body.plan.resumed;
+        let checkpoints = self.checkpoints.take().filter(|checkpoints| checkpoints.at_stop && is_wanted)?;
+        let since = *self.ending_since.get_or_insert_with(Instant::now);
+        if checkpoints.trigger.is_under_way() {
+            // It may wait for a store that is down: then there is none of the last epoch, which costs the next life some time and nothing else.
+            return (since.elapsed() < CHECKPOINT_WAIT_MAX).then(|| {
+                self.checkpoints = Some(checkpoints);
+                CHECKPOINT_WAIT
+            });
+        }
+        let record = self.sealer.last_one((self.clock)(self.next), self.started.elapsed().as_millis() as u64);
+        self.send(body, record, true, Some(checkpoints.trigger));
+        None
     }
 
     /// Sends an epoch on its way; with a trigger, a checkpoint is of its end.

@@ -35,6 +35,7 @@ fn series() -> BTreeSet<String> {
     metrics.sink_retry("delta", "order_lines");
     metrics.checkpoint(epoch, 1, 1, time);
     metrics.checkpoint_failed();
+    metrics.restarts(1);
     let text = metrics.render();
     let name = |line: &str| line.split(['{', ' ']).next().unwrap_or_default().to_owned();
     text.lines().filter(|line| !line.starts_with('#')).map(name).collect()

@@ -148,6 +148,19 @@ impl CheckpointStore {
         Ok(listed)
     }
 
+    /// The checkpoint of an epoch, or the savepoint of a name.
+    ///
+    /// # Errors
+    /// If there is none, or the store cannot be read.
+    pub async fn find(&self, wanted: &str) -> Result<Listed, CheckpointError> {
+        let is_wanted = |listed: &Listed| match &listed.name {
+            Some(name) => name == wanted,
+            None => listed.epoch.0.to_string() == wanted,
+        };
+        let found = self.list().await?.into_iter().find(is_wanted);
+        found.ok_or_else(|| CheckpointError::Missing { url: self.url.clone(), wanted: wanted.to_owned() })
+    }
+
     /// What a checkpoint says of itself.
     ///
     /// # Errors

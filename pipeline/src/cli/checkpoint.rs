@@ -10,6 +10,7 @@ use orderflow::config::Config;
 use orderflow::{job, state_query};
 
 use super::CliError;
+use super::backfill::START;
 use super::settings::SettingsArgs;
 use super::table::{grouped, render};
 
@@ -131,9 +132,10 @@ pub(super) fn checkpoint(command: CheckpointCommand) -> Result<(), CliError> {
         }
         CheckpointCommand::Savepoint { name, place } => {
             let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-            if name.is_empty() || name.len() > 100 || !name.chars().all(allowed) || name.parse::<u64>().is_ok() {
+            let is_taken = name.parse::<u64>().is_ok() || name == START;
+            if name.is_empty() || name.len() > 100 || !name.chars().all(allowed) || is_taken {
                 return Err(CliError::Usage(format!(
-                    "`{name}` cannot be a name: letters, digits, dots, dashes and underscores, not a number"
+                    "`{name}` cannot be a name: letters, digits, dots, dashes and underscores, not a number, not `{START}`"
                 )));
             }
             let (_, store) = place.open()?;

@@ -13,6 +13,7 @@ use orderflow::{job, logging};
 use super::CliError;
 use super::progress::Display;
 use super::settings::SettingsArgs;
+use super::supervise::{SuperviseArgs, stop_with_supervisor, supervise};
 
 /// Run the job: topics in, decisions out, until it is told to stop
 ///
@@ -22,8 +23,13 @@ use super::settings::SettingsArgs;
 #[command(after_help = "Examples:
   orderflow run --config orderflow.toml
   orderflow run --set source.kafka.brokers=redpanda:9092 --set sinks.clickhouse.enabled=true
-  orderflow run --hosts a:2101,b:2101 --process 0    (and on host b the same with --process 1)")]
+  orderflow run --supervise --config orderflow.toml    (is started again when it fails)
+  orderflow run --drain --config orderflow.toml        (a batch: what the topics hold now, then the end)
+  orderflow run --hosts a:2101,b:2101 --process 0      (and on host b the same with --process 1)")]
 pub(super) struct RunArgs {
+    /// Take what the topics hold at the start, commit it, make a checkpoint, and end; with --process, only that of process 0 counts
+    #[arg(long)]
+    drain: bool,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -74,6 +80,8 @@ struct CommonArgs {
     #[arg(long)]
     no_progress: bool,
     #[command(flatten)]
+    supervise: SuperviseArgs,
+    #[command(flatten)]
     settings: SettingsArgs,
 }
 
@@ -102,15 +110,22 @@ impl CommonArgs {
 
 pub(super) fn run(args: RunArgs) -> Result<(), CliError> {
     let (config, cluster) = (args.common.config()?, args.common.cluster()?);
+    if args.common.supervise.is_supervisor() {
+        return supervise(&config);
+    }
     // A live job has no end to show the way to.
-    let session = Session::start(&config, Stop::default(), false, &config.metrics.listen)?;
-    let plan = RunPlan { config, cluster, handles: session.handles.clone() };
+    let session = Session::start(&config, Stop::default(), false, &config.metrics.listen)?.supervised(&args.common.supervise)?;
+    let plan = RunPlan { config, cluster, drain: args.drain, handles: session.handles.clone() };
     session.finish(job::run(plan)).map(drop)
 }
 
 pub(super) fn replay(args: ReplayArgs) -> Result<(), CliError> {
     let (config, cluster) = (args.common.config()?, args.common.cluster()?);
-    let session = Session::start(&config, Stop::default(), !args.common.no_progress, args.metrics.as_deref().unwrap_or_default())?;
+    if args.common.supervise.is_supervisor() {
+        return supervise(&config);
+    }
+    let session = Session::start(&config, Stop::default(), !args.common.no_progress, args.metrics.as_deref().unwrap_or_default())?
+        .supervised(&args.common.supervise)?;
     let summary = run_replay(session, config, cluster, args.input, args.out, args.rate)?;
     eprintln!("{summary}");
     if let (Some(_), Some(latency)) = (args.rate, summary.latency) {
@@ -134,7 +149,7 @@ pub(super) fn run_replay(
 ) -> Result<Summary, CliError> {
     if !input.is_dir() {
         let hint = "give a folder with inventory-*.jsonl and orders-*.jsonl, or make one with `orderflow generate`";
-        return Err(CliError::Failed(format!("there is no folder {}; {hint}", input.display())));
+        return Err(CliError::Usage(format!("there is no folder {}; {hint}", input.display())));
     }
     let plan = ReplayPlan { config, input, out, rate, cluster, handles: session.handles.clone() };
     let summary = session.finish(job::replay(plan))?;
@@ -171,15 +186,35 @@ impl Session {
         Ok(Session { handles, bar, server })
     }
 
-    fn finish(self, result: Result<Summary, job::JobError>) -> Result<Summary, CliError> {
+    /// Also stops with the supervisor, if there is one.
+    fn supervised(self, args: &SuperviseArgs) -> Result<Session, CliError> {
+        if let Some(restarts) = args.restarts() {
+            self.handles.metrics.restarts(restarts);
+            stop_with_supervisor(self.handles.stop.clone())?;
+        }
+        Ok(self)
+    }
+
+    /// What a plan takes of it.
+    pub(super) fn handles(&self) -> Handles {
+        self.handles.clone()
+    }
+
+    /// Ends with what the job ended with.
+    pub(super) fn finish(self, result: Result<Summary, job::JobError>) -> Result<Summary, CliError> {
         self.bar.finish_and_clear();
         if result.is_err() {
             self.handles.health.set(Phase::Failed);
         }
         drop(self.server);
-        let summary = result.map_err(|error| match error {
-            job::JobError::Setting(_) => CliError::Usage(error.to_string()),
-            _ => CliError::failed(error),
+        let summary = result.map_err(|error| {
+            if error.is_taken_over() {
+                CliError::TakenOver(error.to_string())
+            } else if error.is_of_settings() {
+                CliError::Usage(error.to_string())
+            } else {
+                CliError::failed(error)
+            }
         })?;
         tracing::info!(epochs = summary.epochs, rows = summary.rows_in, orders = summary.decisions.total(), "the job ended");
         Ok(summary)

@@ -37,6 +37,8 @@ const DAY: Interval = Interval::hours(24);
 const YEAR: Interval = Interval::hours(24 * 366);
 const ZERO: Interval = Interval::micros(0);
 const MS: Interval = Interval::millis(1);
+/// Half of the time for which processes of a job wait for each other at their start.
+const BACKOFF_MAX: Interval = Interval::seconds(30);
 
 /// Everything that is out of bounds: key and message.
 pub(super) fn check(config: &Config) -> Vec<(String, String)> {
@@ -91,6 +93,7 @@ fn job(config: &Config, r: &mut Report) {
     if config.replay.step.as_micros() % 1_000 != 0 {
         r.add("replay.step", format!("is {}; choose whole milliseconds, as sealing times have them", config.replay.step));
     }
+    supervise(config, r);
     if let Err(e) = chrono::DateTime::parse_from_rfc3339(&config.replay.start) {
         r.add("replay.start", format!("is `{}` ({e}); write a time such as 2026-01-05T10:00:00Z", config.replay.start));
     }
@@ -104,6 +107,19 @@ fn job(config: &Config, r: &mut Report) {
             format!("is `{}` ({e}); write error, warn, info, debug or trace, or directives such as info,rdkafka=debug", config.log.level),
         );
     }
+}
+
+fn supervise(config: &Config, r: &mut Report) {
+    let supervise = &config.supervise;
+    let (min, max) = (supervise.backoff_min, supervise.backoff_max);
+    r.range("supervise.backoff_min", min, MS..=BACKOFF_MAX, "it is time without results after a failure");
+    r.range("supervise.backoff_max", max, MS..=BACKOFF_MAX, "processes of a job wait a minute for each other, and must meet");
+    if min > max {
+        r.add("supervise.backoff_max", format!("is {max}, and supervise.backoff_min is {min}; choose one that is not shorter"));
+    }
+    r.range("supervise.healthy_after", supervise.healthy_after, ZERO..=DAY, "after it a failure is a first one again");
+    r.range("supervise.failures_max", supervise.failures_max, 0..=1_000_000, "what fails so often needs somebody to look; 0 is no limit");
+    r.range("supervise.window", supervise.window, MS..=YEAR, "failures are counted in it");
 }
 
 fn epoch_log(config: &Config, r: &mut Report) {

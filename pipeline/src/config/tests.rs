@@ -114,6 +114,18 @@ fn wrong_values_say_what_to_do() {
         orderflow.toml:3: epoch.rows_max is 0; choose 1 to 1000000: an epoch is held in memory as a whole
         orderflow.toml:4: epoch.in_flight is 4000; choose 1 to 1024: that many epochs are held in memory"#]],
     );
+    check(
+        "[supervise]\nbackoff_min = '20 s'\n",
+        &["supervise.backoff_max=1 min"],
+        expect![
+            "--set supervise.backoff_max: supervise.backoff_max is 1 min; choose 1 ms to 30 s: processes of a job wait a minute for each other, and must meet"
+        ],
+    );
+    check(
+        "[supervise]\nbackoff_min = '20 s'\n",
+        &[],
+        expect!["supervise.backoff_max is 15 s, and supervise.backoff_min is 20 s; choose one that is not shorter"],
+    );
     check("[epoch]\nrows_max = 'many'\n", &[], expect![[r#"orderflow.toml:2: epoch.rows_max: invalid type: string "many", expected u64"#]]);
     check("[epoch]\nrows_max = -1\n", &[], expect!["orderflow.toml:2: epoch.rows_max: invalid value: integer `-1`, expected u64"]);
     check(

@@ -16,6 +16,7 @@ fn encode(split: u32, report: Report) -> RemoteReport {
         Report::End(at) => (split, 0, at),
         Report::Ended => (split, 1, 0),
         Report::Mark(at) => (split, 2, at),
+        Report::CaughtUp => (split, 3, 0),
     }
 }
 
@@ -29,7 +30,8 @@ impl Report {
             0 => Report::End(at),
             1 => Report::Ended,
             2 => Report::Mark(at),
-            _ => unreachable!("reports have three kinds"),
+            3 => Report::CaughtUp,
+            _ => unreachable!("reports have four kinds"),
         };
         (split, report)
     }
@@ -40,6 +42,7 @@ struct Owned {
     reader: SplitReader,
     reported_end: i64,
     reported_ended: bool,
+    reported_caught_up: bool,
     /// Bytes up to the last mark.
     marked_bytes: u64,
 }
@@ -64,7 +67,8 @@ impl Readers {
     /// If it cannot be opened.
     pub fn open(&mut self, source: &dyn Source, split: &Split, offset: i64, wake: &Wake) -> Result<(), SourceError> {
         let reader = source.open(split, offset, wake.clone())?;
-        let owned = Owned { topic: split.topic, reader, reported_end: offset, reported_ended: false, marked_bytes: 0 };
+        let owned =
+            Owned { topic: split.topic, reader, reported_end: offset, reported_ended: false, reported_caught_up: false, marked_bytes: 0 };
         self.splits.insert(split.number, owned);
         Ok(())
     }
@@ -92,6 +96,10 @@ impl Readers {
                 }
                 reports.push(encode(split, Report::End(available.end)));
                 owned.reported_end = available.end;
+            }
+            // Once: who waits for it wants to know of what there was at the start.
+            if available.lag == Some(0) && !std::mem::replace(&mut owned.reported_caught_up, true) {
+                reports.push(encode(split, Report::CaughtUp));
             }
             if available.ended {
                 reports.push(encode(split, Report::Ended));

@@ -94,12 +94,18 @@ impl LocalLog {
     /// # Errors
     /// If there is none, it is damaged, or ends before `after`.
     pub fn read(folder: &Path, after: Epoch) -> Result<Vec<EpochRecord>, EpochLogError> {
-        let contents = read(folder, after)?;
+        LocalLog::read_with_header(folder, after).map(|(_, records)| records)
+    }
+
+    /// As [`read`](LocalLog::read), with what the log was begun with.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_with_header(folder: &Path, after: Epoch) -> Result<(LogHeader, Vec<EpochRecord>), EpochLogError> {
+        let mut contents = read(folder, after)?;
         let log = folder.display().to_string();
-        if contents.newest.is_none() {
-            return Err(EpochLogError::Missing { log });
-        }
-        contents.sequence.finish(&log)
+        let Some((_, header)) = contents.headers.pop() else { return Err(EpochLogError::Missing { log }) };
+        Ok((header, contents.sequence.finish(&log)?))
     }
 
     /// Goes on in a new segment.

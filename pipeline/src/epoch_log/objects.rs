@@ -169,15 +169,21 @@ impl ObjectLog {
     /// # Errors
     /// If there is none, it is damaged, ends before `after`, or the store does not answer.
     pub fn read(settings: &ObjectSettings, after: Epoch) -> Result<Vec<EpochRecord>, EpochLogError> {
+        ObjectLog::read_with_header(settings, after).map(|(_, records)| records)
+    }
+
+    /// As [`read`](ObjectLog::read), with what the log was begun with.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_with_header(settings: &ObjectSettings, after: Epoch) -> Result<(LogHeader, Vec<EpochRecord>), EpochLogError> {
         ObjectLog::read_in(&Chain::connect(settings)?, after)
     }
 
-    fn read_in(chain: &Chain, after: Epoch) -> Result<Vec<EpochRecord>, EpochLogError> {
+    fn read_in(chain: &Chain, after: Epoch) -> Result<(LogHeader, Vec<EpochRecord>), EpochLogError> {
         let read = chain.read(after)?;
-        if read.header.is_none() {
-            return Err(EpochLogError::Missing { log: chain.log.clone() });
-        }
-        read.sequence.finish(&chain.log)
+        let Some(header) = read.header else { return Err(EpochLogError::Missing { log: chain.log.clone() }) };
+        Ok((header, read.sequence.finish(&chain.log)?))
     }
 }
 

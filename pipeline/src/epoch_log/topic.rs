@@ -202,14 +202,22 @@ impl TopicLog {
     /// # Errors
     /// If there is none, it is damaged or ends before `after`, or the brokers do not answer.
     pub fn read(settings: &TopicSettings, after: Epoch) -> Result<Vec<EpochRecord>, EpochLogError> {
+        TopicLog::read_with_header(settings, after).map(|(_, records)| records)
+    }
+
+    /// As [`read`](TopicLog::read), with what the log was begun with.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_with_header(settings: &TopicSettings, after: Epoch) -> Result<(LogHeader, Vec<EpochRecord>), EpochLogError> {
         let reader = Reader::connect(settings)?;
         let missing = || EpochLogError::Missing { log: format!("{settings} at {}", settings.brokers) };
         if !reader.topic_exists()? {
             return Err(missing());
         }
         let read = reader.read(after)?;
-        read.header.ok_or_else(missing)?;
-        read.sequence.finish(&settings.to_string())
+        let header = read.header.ok_or_else(missing)?;
+        Ok((header, read.sequence.finish(&settings.to_string())?))
     }
 
     /// Writes messages, all or none.

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::JobError;
+use super::sinks::Known;
 use crate::checkpoint::{
     CheckpointError, CheckpointStore, Coordinator, CoordinatorSettings, Loader, Manifest, RecorderSettings, Resumed, Trigger, Writers,
 };
@@ -72,17 +73,21 @@ impl Checkpoints {
         Ok(newest.map_or(Epoch(0), |manifest| manifest.epoch))
     }
 
-    /// The newest one from which all of `sinks` can go on.
+    /// The newest one from which all of `sinks` can go on: those that had committed through its epoch when it was made, and those that say now that
+    /// they have. The first is more, as a sink commits nothing where its stream has no rows; the second takes in a sink that was filled otherwise.
     pub fn resume(
         &self,
         runtime: &Runtime,
         header: &LogHeader,
-        sinks: &[String],
+        sinks: &[Known],
         process: usize,
         processes: usize,
     ) -> Result<Option<Resumed>, JobError> {
-        let usable = |manifest: &Manifest| match sinks.iter().find(|sink| !manifest.sinks.contains(sink)) {
-            Some(sink) => Err(format!("sink {sink} lacks what came before it")),
+        let lacks = |sink: &Known, manifest: &Manifest| !manifest.sinks.contains(&sink.label) && sink.committed < manifest.epoch;
+        let usable = |manifest: &Manifest| match sinks.iter().find(|sink| lacks(sink, manifest)) {
+            Some(Known { label, committed }) => {
+                Err(format!("sink {label} lacks what came before it (it has committed through epoch {committed})"))
+            }
             None => Ok(()),
         };
         if processes == 1 {
@@ -91,7 +96,9 @@ impl Checkpoints {
         // All processes must take the same one, and each knows its own sinks only.
         let resumed = runtime.block_on(Resumed::newest(&self.store, header, process == 0, |_| Ok(())))?;
         if let Some(Err(why)) = resumed.as_ref().map(|resumed| usable(&resumed.manifest)) {
-            return Err(JobError::Sink(format!("{why}: start the job once as one process, which plays the epochs that it lacks")));
+            return Err(JobError::Sink(format!(
+                "{why}: fill it by `orderflow backfill`, or start the job once as one process, which plays the epochs that it lacks"
+            )));
         }
         Ok(resumed)
     }

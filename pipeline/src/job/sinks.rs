@@ -48,6 +48,7 @@ pub(super) fn drivers(
             hub: hub.clone(),
             durable: durable.clone(),
             committed: watch::channel(Epoch(0)).0,
+            records_end: false,
             metrics: metrics.clone(),
             failure: failure.clone(),
         });
@@ -100,6 +101,20 @@ pub(super) async fn recover(drivers: Vec<Driver>) -> Result<Vec<(Driver, Recover
 /// The last epoch that any of them has committed, or began to commit.
 pub(super) fn through(recovered: &[(Driver, Recovered)]) -> Epoch {
     recovered.iter().map(|(_, known)| known.group_through.unwrap_or(known.committed).max(known.committed)).max().unwrap_or_default()
+}
+
+/// What each of them is known by, and what it has committed.
+pub(super) fn known(recovered: &[(Driver, Recovered)]) -> Vec<Known> {
+    recovered.iter().map(|(driver, known)| Known { label: driver.label.clone(), committed: known.committed }).collect()
+}
+
+/// A sink of a stream, by what its own store says.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    /// Which sink, which stream, and where.
+    pub label: String,
+    /// Everything through this epoch is in it.
+    pub committed: Epoch,
 }
 
 /// Starts them.

@@ -77,6 +77,11 @@ impl Known {
         Ok(Known { names, starts, added })
     }
 
+    /// Those that the log names, alone: for a job that plays what the log has.
+    pub fn of_the_log(self) -> Known {
+        Known { added: Vec::new(), ..self }
+    }
+
     /// The sealer for them, and their names.
     pub fn sealer(self, cut: Cut, rows_max: u64, tape: Vec<EpochRecord>, resumed: Option<&Manifest>) -> (Sealer, Vec<String>) {
         let Known { mut names, starts, added } = self;

@@ -190,15 +190,27 @@ impl KafkaSource {
     /// # Errors
     /// If the brokers do not answer.
     pub fn start_offsets(&self) -> Result<Vec<i64>, SourceError> {
-        let low = |split: &Split| {
+        Ok(self.watermarks()?.into_iter().map(|(first, _)| first).collect())
+    }
+
+    /// The offset behind the last committed message that the broker has now, of each split: where a job that drains its topics ends.
+    ///
+    /// # Errors
+    /// If the brokers do not answer.
+    pub fn end_offsets(&self) -> Result<Vec<i64>, SourceError> {
+        Ok(self.watermarks()?.into_iter().map(|(_, end)| end).collect())
+    }
+
+    fn watermarks(&self) -> Result<Vec<(i64, i64)>, SourceError> {
+        let ask = |split: &Split| {
             let (topic, partition) = self.partition(&split.name).expect("splits are named after their partitions");
             let topic = self.settings.topic(topic);
             self.deadline.retry(self.consumer.context(), &|| {}, || match self.consumer.fetch_watermarks(topic, partition, REQUEST_WAIT) {
-                Ok((low, _)) => Answer::Is(low),
+                Ok(offsets) => Answer::Is(offsets),
                 Err(error) => Answer::Later(error.to_string()),
             })
         };
-        self.splits.iter().map(low).collect()
+        self.splits.iter().map(ask).collect()
     }
 
     /// Tells the brokers, under the job's group, that everything before these offsets (split's name, offset) was processed: only for tools

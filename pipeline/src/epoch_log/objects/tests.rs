@@ -89,7 +89,7 @@ fn open(store: &Arc<FaultyStore>, after: u64) -> (ObjectLog, Vec<EpochRecord>) {
 }
 
 fn read(store: &Arc<FaultyStore>, after: u64) -> std::result::Result<Vec<EpochRecord>, EpochLogError> {
-    ObjectLog::read_in(&chain(store), Epoch(after))
+    ObjectLog::read_in(&chain(store), Epoch(after)).map(|(_, records)| records)
 }
 
 fn names(store: &Arc<FaultyStore>) -> Vec<String> {

@@ -1,0 +1,199 @@
+//! `orderflow backfill`.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use orderflow_fixtures::reference::{ReferenceSettings, STREAMS};
+use rand::Rng;
+use serde_json::Value;
+
+use crate::common::{Tables, assert_equal, expected, replay_command, tables};
+use crate::{LONG, ended, generated, log_bytes, manifests, seeded, set};
+
+const OFTEN: [&str; 4] =
+    ["epoch.rows_max=200", "sinks.delta.commit_interval=10 ms", "checkpoint.interval=30 ms", "replay.checkpoints=true"];
+
+/// Plays a part of a replay, and kills it behind its first `checkpoints` new checkpoints.
+fn killed_behind(input: &Path, out: &Path, checkpoints: usize) {
+    let settings = set(&OFTEN);
+    let arguments: Vec<&str> = settings.iter().map(String::as_str).chain(["--rate", "2500", "--workers", "2"]).collect();
+    let mut child = replay_command(input, out, &arguments).spawn().unwrap();
+    let started = Instant::now();
+    let mut seen: std::collections::BTreeSet<_> = manifests(out).into_iter().collect();
+    let wanted = seen.len() + checkpoints;
+    while seen.len() < wanted {
+        assert!(started.elapsed() < LONG, "no checkpoint was made");
+        assert!(child.try_wait().unwrap().is_none(), "the replay ended too soon");
+        seen.extend(manifests(out));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// The rest of a replay; gives what it logged.
+fn the_rest(input: &Path, out: &Path, settings: &[&str]) -> String {
+    let settings = set(&[&OFTEN[..], settings].concat());
+    let arguments: Vec<&str> = settings.iter().map(String::as_str).chain(["--workers", "3"]).collect();
+    let child = replay_command(input, out, &arguments).args(["--set", "log.level=info"]).spawn().unwrap();
+    let (status, log) = ended(child);
+    assert_eq!(status, Some(0), "{log}");
+    log
+}
+
+fn orderflow(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_orderflow"));
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+fn backfill(input: &Path, out: &Path, sink: &str, from: &str, settings: &[&str]) -> Command {
+    let mut command = orderflow(&["backfill", "--sink", sink, "--from", from, "--no-progress", "--workers", "2"]);
+    command.arg("--input").arg(input).arg("--folder").arg(out).args(set(&["sinks.delta.commit_interval=10 ms"])).args(set(settings));
+    command
+}
+
+#[track_caller]
+fn filled(command: &mut Command) -> String {
+    let (status, log) = ended(command.spawn().unwrap());
+    assert_eq!(status, Some(0), "{log}");
+    log
+}
+
+#[track_caller]
+fn refused(command: &mut Command, message: &str) {
+    let (status, log) = ended(command.spawn().unwrap());
+    assert!(status.is_some_and(|status| status != 0) && log.contains("error: ") && log.contains(message), "{status:?} {log}");
+}
+
+fn savepoint(out: &Path, name: &str) -> u64 {
+    assert!(orderflow(&["checkpoint", "savepoint", name, "--folder"]).arg(out).status().unwrap().success());
+    let saved =
+        std::fs::read_dir(out.join("checkpoints/savepoints")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let of_that_name = |file: String| file.strip_suffix(&format!("-{name}.json"))?.parse().ok();
+    saved.filter_map(of_that_name).next().unwrap()
+}
+
+/// The rows of epochs behind one.
+fn behind(tables: &Tables, epoch: u64) -> Tables {
+    let is_behind = |row: &&_| -> bool {
+        let row: &orderflow_fixtures::reference::Row = row;
+        row["epoch"].as_u64().unwrap() > epoch
+    };
+    tables.iter().map(|(stream, rows)| (stream.clone(), rows.iter().filter(is_behind).cloned().collect())).collect()
+}
+
+/// The places of the rows in a folder of JSON lines, as they stand there.
+fn places(folder: &Path, stream: &str) -> Vec<[Value; 3]> {
+    let text = std::fs::read_to_string(folder.join(format!("{stream}.jsonl"))).unwrap_or_default();
+    let place = |row: &Value| ["epoch", "split", "offset"].map(|column| row[column].clone());
+    text.lines().map(|line| place(&serde_json::from_str(line).unwrap())).collect()
+}
+
+/// From the start, into two kinds of sinks, killed at random; and then once more, which changes nothing.
+#[test]
+fn from_the_start_through_kills() {
+    let (seed, mut random) = seeded();
+    let input = generated(seed, 3_000);
+    let (out, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let log = the_rest(input.path(), out.path(), &[]);
+    assert!(!log.contains("lacks"), "{log}");
+    let manifests_before = manifests(out.path());
+    let (log_before, before) = (log_bytes(out.path()), tables(out.path()));
+    let expected = expected(input.path(), out.path(), &ReferenceSettings::default());
+
+    let (delta, lines) = (other.path().join("delta"), other.path().join("lines"));
+    let settings = [format!("sinks.delta.url={}", delta.display()), format!("sinks.jsonl.path={}", lines.display())];
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    for sink in ["delta", "jsonl"] {
+        for _ in 0..4 {
+            let mut child = backfill(input.path(), out.path(), sink, "start", &settings).spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(random.random_range(50..500)));
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        filled(&mut backfill(input.path(), out.path(), sink, "start", &settings));
+        let again = filled(&mut backfill(input.path(), out.path(), sink, "start", &settings));
+        assert!(again.contains("the sink has everything already"), "{again}");
+    }
+    assert_equal(&tables(other.path()), &expected, &format!("a backfill, seed {seed}"));
+    for stream in STREAMS {
+        let rows: Vec<[Value; 3]> =
+            expected[stream].iter().map(|row| ["epoch", "split", "offset"].map(|column| row[column].clone())).collect();
+        assert_eq!(places(&lines, stream), rows, "{stream}, seed {seed}");
+    }
+    // The job itself is as it was.
+    assert_eq!((log_bytes(out.path()), manifests(out.path())), (log_before, manifests_before));
+    assert_equal(&tables(out.path()), &before, "the job's own tables");
+}
+
+/// A sink that begins behind a savepoint; the job then goes on with it from a checkpoint.
+#[test]
+fn from_a_savepoint_and_then_with_the_job() {
+    let input = generated(31, 6_000);
+    let (out, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    killed_behind(input.path(), out.path(), 3);
+    let epoch = savepoint(out.path(), "kept");
+    killed_behind(input.path(), out.path(), 3);
+    let later = savepoint(out.path(), "later");
+
+    let settings = [format!("sinks.delta.url={}", other.path().join("delta").display())];
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    filled(&mut backfill(input.path(), out.path(), "delta", "kept", &settings));
+    let so_far = behind(&expected(input.path(), out.path(), &ReferenceSettings::default()), epoch);
+    assert_equal(&tables(other.path()), &so_far, "behind a savepoint");
+
+    // The job goes on without the sink, and the sink catches up: from the newest checkpoint that it has the epochs before of.
+    killed_behind(input.path(), out.path(), 4);
+    let log = filled(&mut backfill(input.path(), out.path(), "delta", "kept", &settings));
+    assert!(log.contains(&format!("behind={later} ")), "{log}");
+
+    // And then with it: from a checkpoint that was made when the job did not have it.
+    let log = the_rest(input.path(), out.path(), &settings);
+    assert!(log.contains("going on from a checkpoint") && !log.contains("lacks what came before it"), "{log}");
+    let all = behind(&expected(input.path(), out.path(), &ReferenceSettings::default()), epoch);
+    assert_equal(&tables(other.path()), &all, "the job with a sink that was filled");
+}
+
+#[test]
+fn what_would_leave_a_gap_or_mix_results_is_refused() {
+    let input = generated(32, 6_000);
+    let (out, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    killed_behind(input.path(), out.path(), 2);
+    let first = savepoint(out.path(), "first");
+    let url = format!("sinks.delta.url={}", other.path().join("delta").display());
+    let run = |sink: &str, from: &str, settings: &[&str]| backfill(input.path(), out.path(), sink, from, settings);
+    filled(&mut run("delta", "first", &[&url]));
+
+    killed_behind(input.path(), out.path(), 4);
+    killed_behind(input.path(), out.path(), 4);
+    let second = savepoint(out.path(), "second");
+    assert!(second > first);
+    refused(&mut run("delta", "second", &[&url]), &format!("would lack what is behind it up to epoch {second}"));
+    refused(&mut run("delta", "third", &[&url]), "there is no checkpoint third");
+    refused(&mut run("delta", "first", &[&url, "fraud.reject=0.95"]), "fraud.reject: 0.9 then, 0.95 now");
+    let lines = other.path().join("lines");
+    let path = format!("sinks.jsonl.path={}", lines.display());
+    refused(&mut run("jsonl", "start", &[&path, "dedup.horizon=12 h"]), "dedup.horizon: 24h then, 12h now");
+    refused(&mut run("jsonl", "start", &[&path, "job.id=another"]), r#"it belongs to the job "orderflow", this is "another""#);
+    assert!(!lines.exists(), "what is refused leaves the sink alone");
+    // Its own tables: those of the newest checkpoint.
+    refused(&mut run("delta", "start", &[]), "the job writes to sink delta");
+    let nothing = tempfile::tempdir().unwrap();
+    refused(&mut backfill(input.path(), nothing.path(), "jsonl", "start", &[&path]), "there is no epoch log");
+    assert!(std::fs::read_dir(nothing.path()).unwrap().all(|entry| entry.unwrap().file_name() != "epochs.log"));
+}
+
+/// A table that was lost is what the checkpoints say is there; a backfill is the way to have it again.
+#[test]
+fn a_sink_that_was_lost_is_filled_again() {
+    let input = generated(33, 4_000);
+    let out = tempfile::tempdir().unwrap();
+    killed_behind(input.path(), out.path(), 4);
+    std::fs::remove_dir_all(out.path().join("delta")).unwrap();
+    filled(&mut backfill(input.path(), out.path(), "delta", "start", &[]));
+    let log = the_rest(input.path(), out.path(), &[]);
+    assert!(log.contains("going on from a checkpoint"), "{log}");
+    assert_equal(&tables(out.path()), &expected(input.path(), out.path(), &ReferenceSettings::default()), "a lost sink");
+}

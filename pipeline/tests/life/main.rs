@@ -1,0 +1,79 @@
+//! A job's life: started again by its supervisor, stopped, drained, upgraded, and its results played into another sink. Whatever happens to it, the tables
+//! are those of the serial reference.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod backfill;
+mod drain;
+mod supervise;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Output};
+use std::time::{Duration, Instant};
+
+use orderflow_fixtures::generate::{Compression, GenerateSettings, write_folder};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+/// No wait is longer.
+const LONG: Duration = Duration::from_secs(60);
+
+/// The seed of a test, as it is told; the same again by `ORDERFLOW_TEST_SEED`.
+fn seeded() -> (u64, ChaCha8Rng) {
+    let seed: u64 = std::env::var("ORDERFLOW_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
+    println!("ORDERFLOW_TEST_SEED={seed}");
+    (seed, ChaCha8Rng::seed_from_u64(seed))
+}
+
+fn generated(seed: u64, orders: u64) -> tempfile::TempDir {
+    let input = tempfile::tempdir().unwrap();
+    let settings = GenerateSettings { orders, seed, skus: 200, customers: 400, ..GenerateSettings::default() };
+    write_folder(&settings, Compression::Plain, input.path(), |_| ()).unwrap();
+    input
+}
+
+/// Looks again and again.
+#[track_caller]
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < LONG, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn set(settings: &[&str]) -> Vec<String> {
+    settings.iter().flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]).collect()
+}
+
+fn signal(pid: u32, signal: i32) {
+    // SAFETY: a system call on numbers; the process is one that the test has started.
+    unsafe { libc::kill(pid as i32, signal) };
+}
+
+fn is_alive(pid: u32) -> bool {
+    // A child whose end nobody has asked for is still there, as a zombie.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+}
+
+/// Waits for the end; gives its status and its messages.
+fn ended(child: Child) -> (Option<i32>, String) {
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    (status.code(), String::from_utf8_lossy(&stderr).into_owned())
+}
+
+/// The objects of a replay's checkpoints.
+fn manifests(out: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(out.join("checkpoints/manifests")).into_iter().flatten();
+    let mut names: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).filter(|path| !path.to_string_lossy().contains('#')).collect();
+    names.sort();
+    names
+}
+
+fn log_bytes(out: &Path) -> u64 {
+    std::fs::metadata(out.join("epochs.log")).map_or(0, |log| log.len())
+}
