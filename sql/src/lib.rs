@@ -7,6 +7,7 @@
 
 pub mod dataflow;
 mod exchange;
+pub mod golden;
 pub mod graph;
 mod operators;
 pub mod predicate;

@@ -142,8 +142,3 @@ pub(crate) fn columns_of<'a>(rows: impl ExactSizeIterator<Item = &'a [ScalarValu
     };
     fields.iter().enumerate().map(column).collect()
 }
-
-/// Whether a column has a null.
-pub(crate) fn has_nulls(column: &ArrayRef) -> bool {
-    column.null_count() > 0
-}

@@ -89,11 +89,10 @@ impl Connector {
                 "connection_properties",
                 "client_configs",
             ],
-            Connector::SingleFile => &["path", "compression", "lookup.*"],
+            Connector::SingleFile => &["path", "lookup.*"],
             Connector::Filesystem => &[
                 "path",
                 "source.regex-pattern",
-                "source.compression_format",
                 "write_path",
                 "rolling_policy.*",
                 "file_naming.*",

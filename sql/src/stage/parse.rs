@@ -108,12 +108,6 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Statement>, StageError> {
     Ok(statements)
 }
 
-/// Reads one expression, as in a generated column.
-pub(crate) fn parse_expression(text: &str) -> Result<Expr, StageError> {
-    let mut parser = Parser::new(&StageDialect).with_recursion_limit(DEPTH_MAX).try_with_sql(text).map_err(wrong)?;
-    parser.parse_expr().map_err(wrong)
-}
-
 fn unexpected(expected: &str, found: &TokenWithSpan) -> StageError {
     let found_text = match &found.token {
         Token::EOF => "the end of the file".to_owned(),
