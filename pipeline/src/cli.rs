@@ -10,6 +10,7 @@ mod job;
 mod progress;
 mod report;
 mod settings;
+mod sql;
 mod table;
 
 use std::io::{self, Write};
@@ -41,6 +42,8 @@ enum Command {
     Checkpoint(checkpoint::CheckpointCommand),
     State(checkpoint::StateArgs),
     Report(report::ReportArgs),
+    #[command(subcommand)]
+    Sql(sql::SqlCommand),
     Demo(demo::DemoArgs),
     #[command(subcommand)]
     Config(settings::ConfigCommand),
@@ -130,6 +133,7 @@ fn execute(command: Command) -> Result<(), CliError> {
         Command::Checkpoint(command) => checkpoint::checkpoint(command),
         Command::State(args) => checkpoint::state(&args),
         Command::Report(args) => report::report(&args),
+        Command::Sql(command) => sql::sql(command),
         Command::Demo(args) => demo::demo(args),
         Command::Config(command) => settings::config(command),
         Command::Completions(args) => completions(&args),
@@ -204,7 +208,7 @@ mod tests {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "orderflow", &mut script);
             let script = String::from_utf8(script).expect("scripts are text");
-            for command in ["run", "replay", "generate", "epochs", "checkpoint", "state", "report", "demo", "config", "completions"] {
+            for command in ["run", "replay", "generate", "epochs", "checkpoint", "state", "report", "sql", "demo", "config", "completions"] {
                 assert!(script.contains(command), "{shell}: {command}");
             }
         }

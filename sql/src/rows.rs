@@ -77,6 +77,42 @@ pub(crate) fn row_converter<'a>(fields: impl IntoIterator<Item = &'a FieldRef>) 
     RowConverter::new(fields).expect("types of a stage's columns were checked when it was planned")
 }
 
+/// Rows as bytes that can be kept, compared and turned back; also where there is no column, when all rows are one.
+pub(crate) struct RowCodec {
+    converter: RowConverter,
+    is_empty: bool,
+}
+
+impl RowCodec {
+    /// Of these columns.
+    pub fn new<'a>(fields: impl IntoIterator<Item = &'a FieldRef>) -> Self {
+        let mut fields: Vec<FieldRef> = fields.into_iter().cloned().collect();
+        let is_empty = fields.is_empty();
+        if is_empty {
+            fields.push(Arc::new(Field::new("none", DataType::Boolean, false)));
+        }
+        RowCodec { converter: row_converter(&fields), is_empty }
+    }
+
+    /// `rows` rows of the columns as bytes.
+    pub fn encode(&self, columns: &[ArrayRef], rows: usize) -> datafusion::error::Result<arrow::row::Rows> {
+        if self.is_empty {
+            let none: ArrayRef = Arc::new(BooleanArray::from(vec![false; rows]));
+            return Ok(self.converter.convert_columns(&[none])?);
+        }
+        Ok(self.converter.convert_columns(columns)?)
+    }
+
+    /// The columns again.
+    pub fn decode<'a>(&self, rows: impl IntoIterator<Item = arrow::row::Row<'a>>) -> datafusion::error::Result<Vec<ArrayRef>> {
+        let mut columns = self.converter.convert_rows(rows)?;
+        if self.is_empty {
+            columns.clear();
+        }
+        Ok(columns)
+    }
+}
+
 /// Whether an operator can keep and order values of a type.
 pub(crate) fn can_be_ordered(data_type: &DataType) -> bool {
     RowConverter::supports_fields(&[SortField::new(data_type.clone())])

@@ -107,8 +107,8 @@ pub struct Summary {
 /// Takes an epoch's rows of a sink, in canonical order: the number of the sink in the graph, the sink, the epoch, the rows as [`crate::rows`] says.
 pub type SinkFn = Box<dyn FnMut(usize, &SinkEdge, &EpochInfo, RecordBatch) -> Result<(), RunError> + Send>;
 
-/// Epochs in the dataflow.
-const IN_FLIGHT: u64 = 4;
+/// Epochs in the dataflow: many, as they may be of one row.
+const IN_FLIGHT: u64 = 256;
 /// How long a worker sleeps at most when there is nothing to do.
 const PARK: Duration = Duration::from_millis(1);
 
@@ -329,7 +329,8 @@ fn work(worker: &mut Worker, shared: &Arc<Shared>, receiver: &Receiver<EpochInfo
             return;
         }
         if let Some(driver) = &mut head {
-            match driver.step(&mut inputs.borrow_mut()) {
+            let stepped = driver.step(&mut inputs.borrow_mut());
+            match stepped {
                 Ok(true) => {}
                 Ok(false) => {
                     inputs.borrow_mut().clear();

@@ -196,7 +196,8 @@ impl Builder {
     fn create_table(&mut self, created: CreateTable, position: Position) -> Result<(), StageError> {
         let mut table = Table::from_statement(created, position)?;
         self.check_new(&table.name, position)?;
-        if table.connector == Connector::Stream {
+        let is_written = table.role == Some(Role::Sink) || table.role.is_none() && self.written.contains(&table.name);
+        if table.connector == Connector::Stream && !is_written {
             self.stream_table(&table)?;
             self.tables.push(table);
             return Ok(());
@@ -283,7 +284,7 @@ impl Builder {
             return Err(StageError::new(format!("there is no table `{name}` to insert into"))
                 .help(if names.is_empty() { "declare it with CREATE TABLE".to_owned() } else { nearest(name, &names) }));
         };
-        if table.connector == Connector::Stream || matches!(table.role, Some(Role::Source | Role::Lookup)) && table.connector != Connector::Memory {
+        if table.role != Some(Role::Sink) && table.connector != Connector::Memory {
             return Err(StageError::new(format!("table `{name}` is read from, not written to")).help("write type = 'sink' in its declaration"));
         }
         let plan = match &table.columns {

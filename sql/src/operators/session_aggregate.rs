@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
-use arrow::row::{OwnedRow, RowConverter};
+use arrow::row::OwnedRow;
 use datafusion::common::ScalarValue;
 use datafusion::error::Result;
 use hashbrown::HashMap;
@@ -25,13 +25,13 @@ use super::aggregates::{Aggregates, columns_of, values_at};
 use super::state::by_group;
 use super::window_aggregate::{key_schema, window_column};
 use super::{GroupedState, Operator, Output, Reject};
-use crate::rows::{self, META, canonical, hashes, meta_after_rows, row_converter};
+use crate::rows::{self, META, canonical, RowCodec, hashes, meta_after_rows};
 
 /// Aggregates of sessions. Input and output as those of a [`WindowAggregate`](super::WindowAggregate).
 pub(crate) struct SessionAggregate {
     gap: Micros,
     keys: usize,
-    converter: RowConverter,
+    codec: RowCodec,
     state_schema: SchemaRef,
     window_index: usize,
     aggregates: Aggregates,
@@ -65,7 +65,7 @@ enum Part {
 impl SessionAggregate {
     pub fn new(gap: Micros, input: &SchemaRef, keys: usize, window_index: usize, aggregates: Aggregates, schema: SchemaRef) -> Self {
         let key_schema = key_schema(input, keys);
-        let converter = row_converter(key_schema.fields());
+        let codec = RowCodec::new(key_schema.fields());
         let int = |name| Arc::new(Field::new(name, DataType::Int64, false));
         let fields = [Arc::new(Field::new("key", DataType::Utf8, false)), int("first"), int("last")];
         let fields = fields.into_iter().chain(key_schema.fields().iter().cloned());
@@ -74,7 +74,7 @@ impl SessionAggregate {
         SessionAggregate {
             gap,
             keys,
-            converter,
+            codec,
             state_schema,
             window_index,
             aggregates,
@@ -87,7 +87,7 @@ impl SessionAggregate {
     /// Cuts rows into runs; returns them with the states of their aggregates.
     fn runs(&self, rows: &RecordBatch) -> Result<(Vec<Run>, Vec<ArrayRef>)> {
         let times = rows::times(rows);
-        let keys = self.converter.convert_columns(&rows.columns()[META..META + self.keys])?;
+        let keys = self.codec.encode(&rows.columns()[META..META + self.keys], rows.num_rows())?;
         let mut order: Vec<u32> = (0..rows.num_rows() as u32).collect();
         // Stable: rows of one time stay in canonical order.
         order.sort_by(|a, b| {
@@ -212,7 +212,7 @@ impl SessionAggregate {
         let groups: Vec<usize> = (0..over.len()).collect();
         self.aggregates.merge(&mut accumulators, &states, &groups, over.len())?;
         let values = self.aggregates.evaluate(&mut accumulators)?;
-        let mut columns = self.converter.convert_rows(over.iter().map(|(key, _)| key.row()))?;
+        let mut columns = self.codec.decode(over.iter().map(|(key, _)| key.row()))?;
         let ends: Vec<Micros> = over.iter().map(|(_, s)| s.last.saturating_add(self.gap)).collect();
         let meta = meta_after_rows(ends.iter().map(|end| end - 1).collect(), false);
         columns.insert(self.window_index, window_column(over.iter().map(|(_, s)| s.first).collect(), ends));
@@ -253,7 +253,7 @@ impl GroupedState for SessionAggregate {
             Arc::new(Int64Array::from_iter_values(all.iter().map(|(_, s)| s.first))),
             Arc::new(Int64Array::from_iter_values(all.iter().map(|(_, s)| s.last))),
         ];
-        let keys = self.converter.convert_rows(all.iter().map(|(key, _)| key.row()))?;
+        let keys = self.codec.decode(all.iter().map(|(key, _)| key.row()))?;
         let hashes = hashes(&keys, all.len());
         columns.extend(keys);
         columns.extend(columns_of(all.iter().map(|(_, s)| s.states.as_slice()), self.aggregates.state_fields())?);
@@ -263,7 +263,7 @@ impl GroupedState for SessionAggregate {
     fn restore(&mut self, _watermark: Micros, rows: &RecordBatch) -> Result<()> {
         let int = |column: usize| rows.column(column).as_primitive::<Int64Type>().clone();
         let (first, last) = (int(1), int(2));
-        let keys = self.converter.convert_columns(&rows.columns()[3..3 + self.keys])?;
+        let keys = self.codec.encode(&rows.columns()[3..3 + self.keys], rows.num_rows())?;
         for row in 0..rows.num_rows() {
             let states = values_at(&rows.columns()[3 + self.keys..], row)?;
             self.insert(keys.row(row).owned(), Session { first: first.value(row), last: last.value(row), states });

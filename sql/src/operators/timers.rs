@@ -17,9 +17,13 @@ impl Timers {
         self.by_time.entry(time).or_default().push(key.clone());
     }
 
-    /// The keys that are due, in the order of their times.
+    /// The keys that are due, in the order of their times. None at the end of all input, where the watermark is at its end: windows are over
+    /// there, but nobody forgets.
     pub fn due(&mut self, watermark: Micros) -> Vec<OwnedRow> {
         let mut due = Vec::new();
+        if watermark == Micros::MAX {
+            return due;
+        }
         while let Some(first) = self.by_time.first_entry().filter(|e| *e.key() <= watermark) {
             due.extend(first.remove());
         }

@@ -21,7 +21,7 @@ use super::row_number::{SortKey, sort_converter};
 use super::state::by_group;
 use super::timers::Timers;
 use super::{GroupedState, Operator, Output};
-use crate::rows::{self, META, canonical, hashes, meta_after_rows, row_converter};
+use crate::rows::{self, META, canonical, RowCodec, hashes, meta_after_rows};
 
 /// Output: the first `columns` columns of the query, then the number (uint64).
 pub(crate) struct TopRows {
@@ -34,10 +34,10 @@ pub(crate) struct TopRows {
     ttl: Micros,
     schema: SchemaRef,
     state_schema: SchemaRef,
-    partition_converter: RowConverter,
+    partition_codec: RowCodec,
     order_converter: RowConverter,
     /// Of all columns behind [`META`].
-    row_converter: RowConverter,
+    row_codec: RowCodec,
     partitions: HashMap<OwnedRow, Partition>,
     timers: Timers,
 }
@@ -73,9 +73,9 @@ impl TopRows {
         let fields = fields.into_iter().chain(input.fields()[META..].iter().cloned());
         Ok(TopRows {
             state_schema: Arc::new(Schema::new(fields.collect::<Vec<_>>())),
-            partition_converter: row_converter(partition.iter().map(|c| &input.fields()[*c])),
+            partition_codec: RowCodec::new(partition.iter().map(|c| &input.fields()[*c])),
             order_converter: sort_converter(input, &order)?,
-            row_converter: row_converter(&input.fields()[META..]),
+            row_codec: RowCodec::new(&input.fields()[META..]),
             columns,
             partition,
             order,
@@ -92,13 +92,13 @@ impl TopRows {
     fn put(&mut self, rows: &RecordBatch, first: usize, counts: &[i64], times: &[Micros]) -> Result<Vec<OwnedRow>> {
         let shift = |column: usize| column - META + first;
         let of = |columns: Vec<usize>| columns.into_iter().map(|c| rows.column(shift(c)).clone()).collect::<Vec<ArrayRef>>();
-        let partitions = self.partition_converter.convert_columns(&of(self.partition.clone()))?;
+        let partitions = self.partition_codec.encode(&of(self.partition.clone()), rows.num_rows())?;
         let orders = if self.order.is_empty() {
             None
         } else {
             Some(self.order_converter.convert_columns(&of(self.order.iter().map(|k| k.column).collect()))?)
         };
-        let contents = self.row_converter.convert_columns(&rows.columns()[first..])?;
+        let contents = self.row_codec.encode(&rows.columns()[first..], rows.num_rows())?;
         let mut touched = Vec::new();
         for row in 0..rows.num_rows() {
             let key = partitions.row(row).owned();
@@ -133,7 +133,7 @@ impl TopRows {
             return Ok(());
         }
         let meta = meta_after_rows(changes.iter().map(|c| c.2).collect(), retract);
-        let own = self.row_converter.convert_rows(changes.iter().map(|c| c.0.row()))?;
+        let own = self.row_codec.decode(changes.iter().map(|c| c.0.row()))?;
         let number: ArrayRef = Arc::new(UInt64Array::from_iter_values(changes.iter().map(|c| c.1)));
         let columns = meta.into_iter().chain(own.into_iter().take(self.columns)).chain([number]).collect();
         output.rows.push(rows::batch(&self.schema, columns));
@@ -148,7 +148,7 @@ impl Operator for TopRows {
         if let Some(rows) = inputs[0].take() {
             let rows = canonical(rows);
             let keys: Vec<ArrayRef> = self.partition.iter().map(|c| rows.column(*c).clone()).collect();
-            let keys = self.partition_converter.convert_columns(&keys)?;
+            let keys = self.partition_codec.encode(&keys, rows.num_rows())?;
             let mut before: BTreeMap<OwnedRow, Vec<OwnedRow>> = BTreeMap::new();
             for row in 0..rows.num_rows() {
                 let key = keys.row(row).owned();
@@ -198,7 +198,7 @@ impl GroupedState for TopRows {
         partitions.sort_by(|a, b| a.0.cmp(b.0));
         let entries = partitions.into_iter().flat_map(|(_, p)| p.rows.iter().map(|((_, row), count)| (p.time, *count, row)));
         let entries: Vec<(Micros, i64, &OwnedRow)> = entries.collect();
-        let own = self.row_converter.convert_rows(entries.iter().map(|e| e.2.row()))?;
+        let own = self.row_codec.decode(entries.iter().map(|e| e.2.row()))?;
         let keys: Vec<ArrayRef> = self.partition.iter().map(|c| own[c - META].clone()).collect();
         let hashes = hashes(&keys, entries.len());
         let times: ArrayRef = Arc::new(Int64Array::from_iter_values(entries.iter().map(|e| e.0)));

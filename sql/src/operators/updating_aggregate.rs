@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, FieldRef, Int64Type, Schema, SchemaRef};
-use arrow::row::{OwnedRow, RowConverter};
+use arrow::row::OwnedRow;
 use datafusion::common::ScalarValue;
 use datafusion::error::Result;
 use hashbrown::HashMap;
@@ -23,7 +23,7 @@ use super::state::by_group;
 use super::timers::Timers;
 use super::window_aggregate::key_schema;
 use super::{GroupedState, Operator, Output};
-use crate::rows::{self, META, canonical, hashes, meta_after_rows, row_converter};
+use crate::rows::{self, META, canonical, RowCodec, hashes, meta_after_rows};
 
 /// Aggregates of all rows so far. Input: the keys behind the [`META`] columns, then what the aggregates' arguments name. Output: keys, aggregates.
 pub(crate) struct UpdatingAggregate {
@@ -36,8 +36,9 @@ pub(crate) struct UpdatingAggregate {
     schema: SchemaRef,
     output_fields: Vec<FieldRef>,
     state_schema: SchemaRef,
-    key_converter: RowConverter,
-    row_converter: RowConverter,
+    key_codec: RowCodec,
+    /// Of all columns behind [`META`], where rows are taken back.
+    row_codec: RowCodec,
     groups: HashMap<OwnedRow, Group>,
     timers: Timers,
 }
@@ -75,9 +76,9 @@ impl UpdatingAggregate {
             retracts,
             ttl,
             output_fields: schema.fields()[META + keys..].to_vec(),
-            key_converter: row_converter(key_schema.fields()),
+            key_codec: RowCodec::new(key_schema.fields()),
             // Arguments that are never taken back need not be kept in an order.
-            row_converter: if retracts { row_converter(own) } else { row_converter(key_schema.fields()) },
+            row_codec: if retracts { RowCodec::new(own) } else { RowCodec::new([]) },
             state_schema: Arc::new(Schema::new(fields)),
             input: input.clone(),
             aggregates,
@@ -89,7 +90,7 @@ impl UpdatingAggregate {
 
     /// Adds an epoch's rows; returns the keys that they touch, with what is known of them and the time of their last row.
     fn take_in(&mut self, rows: &RecordBatch) -> Result<Vec<(OwnedRow, Option<Content>, Micros)>> {
-        let converted = self.key_converter.convert_columns(&rows.columns()[META..META + self.keys])?;
+        let converted = self.key_codec.encode(&rows.columns()[META..META + self.keys], rows.num_rows())?;
         let times = rows::times(rows);
         let mut index: HashMap<OwnedRow, usize> = HashMap::new();
         let mut touched: Vec<(OwnedRow, Micros)> = Vec::new();
@@ -128,7 +129,7 @@ impl UpdatingAggregate {
     }
 
     fn changed_rows(&mut self, rows: &RecordBatch, touched: &[(OwnedRow, Micros)], group_of: &[usize]) -> Result<Vec<Option<Content>>> {
-        let converted = self.row_converter.convert_columns(&rows.columns()[META..])?;
+        let converted = self.row_codec.encode(&rows.columns()[META..], rows.num_rows())?;
         let retract = rows::retractions(rows);
         let before = touched.iter().map(|(key, _)| match self.groups.get_mut(key).map(|g| &mut g.content) {
             Some(Content::Rows(rows)) => std::mem::take(rows),
@@ -159,7 +160,7 @@ impl UpdatingAggregate {
                 }
             }
             let times = vec![0; rows.len()];
-            let columns = self.row_converter.convert_rows(rows)?;
+            let columns = self.row_codec.decode(rows)?;
             let batch = rows::batch(&self.input, meta_after_rows(times, false).into_iter().chain(columns).collect());
             self.aggregates.update(&mut accumulators, &batch, &groups, contents.len())?;
         } else {
@@ -181,7 +182,7 @@ impl UpdatingAggregate {
             return Ok(());
         }
         let meta = meta_after_rows(changes.iter().map(|(_, _, time)| *time).collect(), retract);
-        let keys = self.key_converter.convert_rows(changes.iter().map(|(key, ..)| key.row()))?;
+        let keys = self.key_codec.decode(changes.iter().map(|(key, ..)| key.row()))?;
         let values = columns_of(changes.iter().map(|(_, values, _)| values.as_slice()), &self.output_fields)?;
         output.rows.push(rows::batch(&self.schema, meta.into_iter().chain(keys).chain(values).collect()));
         Ok(())
@@ -243,7 +244,8 @@ impl GroupedState for UpdatingAggregate {
         }
         let ints = |of: fn(&(Micros, i64, &OwnedRow)) -> i64| Arc::new(Int64Array::from_iter_values(entries.iter().map(of))) as ArrayRef;
         let mut columns = vec![ints(|e| e.0)];
-        let own = self.row_converter.convert_rows(entries.iter().map(|e| e.2.row()))?;
+        let codec = if self.retracts { &self.row_codec } else { &self.key_codec };
+        let own = codec.decode(entries.iter().map(|e| e.2.row()))?;
         let hashes = hashes(&own[..self.keys], entries.len());
         if self.retracts {
             columns.push(ints(|e| e.1));
@@ -259,11 +261,11 @@ impl GroupedState for UpdatingAggregate {
         let ints = |column: usize| rows.column(column).as_primitive::<Int64Type>().values().to_vec();
         let times = ints(1);
         let first = if self.retracts { 3 } else { 2 };
-        let keys = self.key_converter.convert_columns(&rows.columns()[first..first + self.keys])?;
+        let keys = self.key_codec.encode(&rows.columns()[first..first + self.keys], rows.num_rows())?;
         let mut restored: BTreeMap<OwnedRow, (Content, Micros)> = BTreeMap::new();
         if self.retracts {
             let counts = ints(2);
-            let own = self.row_converter.convert_columns(&rows.columns()[first..])?;
+            let own = self.row_codec.encode(&rows.columns()[first..], rows.num_rows())?;
             for row in 0..rows.num_rows() {
                 let entry = restored.entry(keys.row(row).owned()).or_insert_with(|| (Content::Rows(BTreeMap::new()), times[row]));
                 if let Content::Rows(rows) = &mut entry.0 {

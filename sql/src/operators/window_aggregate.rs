@@ -161,6 +161,9 @@ impl WindowAggregate {
 
     /// Makes the accumulators of a pane anew, of their states.
     fn fold(&mut self, pane: Micros) -> Result<Option<Vec<ArrayRef>>> {
+        if !matches!(self.panes.get(&pane), Some(Pane::Open(_))) {
+            return Ok(None);
+        }
         let Some(Pane::Open(groups)) = self.panes.remove(&pane) else { return Ok(None) };
         let columns = groups.into_states(&self.aggregates)?;
         self.put_states(pane, &columns)?;

@@ -93,8 +93,8 @@ impl JsonDecoder {
     }
 
     fn rows(&self, messages: &[&[u8]]) -> Result<RecordBatch, arrow::error::ArrowError> {
-        let mut decoder = ReaderBuilder::new(self.wire.clone()).with_batch_size(messages.len().max(1)).build_decoder()?;
-        for message in messages {
+        let mut decoder = ReaderBuilder::new(self.wire.clone()).with_batch_size(messages.len() + 1).build_decoder()?;
+        for (number, message) in messages.iter().enumerate() {
             let mut rest = *message;
             while !rest.is_empty() {
                 let taken = decoder.decode(rest)?;
@@ -104,9 +104,10 @@ impl JsonDecoder {
                 rest = &rest[taken..];
             }
             decoder.decode(b"\n")?;
-        }
-        if decoder.has_partial_record() {
-            return Err(arrow::error::ArrowError::JsonError("the object does not end".to_owned()));
+            // A message is one object, neither more nor a part of one.
+            if decoder.has_partial_record() || decoder.len() != number + 1 {
+                return Err(arrow::error::ArrowError::JsonError("it is not one JSON object".to_owned()));
+            }
         }
         Ok(decoder.flush()?.unwrap_or_else(|| RecordBatch::new_empty(self.wire.clone())))
     }

@@ -30,7 +30,7 @@ pub enum Connector {
     Blackhole,
     /// Standard output.
     Stdout,
-    /// One of the job's own streams.
+    /// One of the job's own streams; to write to, a new one, which goes where the job's streams go.
     Stream,
     /// What other statements of the stage insert.
     Memory,
@@ -66,7 +66,7 @@ impl Connector {
     fn can_be(self, role: Role) -> bool {
         match role {
             Role::Source => matches!(self, Connector::Kafka | Connector::SingleFile | Connector::Filesystem | Connector::Stream),
-            Role::Sink => self != Connector::Stream,
+            Role::Sink => true,
             Role::Lookup => matches!(self, Connector::SingleFile | Connector::Filesystem),
         }
     }

@@ -10,6 +10,10 @@ pub(crate) struct StageDialect;
 const POSTGRES: PostgreSqlDialect = PostgreSqlDialect {};
 
 impl Dialect for StageDialect {
+    fn dialect(&self) -> std::any::TypeId {
+        // Some tokens, as `?`, are those of PostgreSQL only where the dialect says that it is PostgreSQL's.
+        std::any::TypeId::of::<PostgreSqlDialect>()
+    }
     fn identifier_quote_style(&self, _identifier: &str) -> Option<char> {
         Some('"')
     }

@@ -129,6 +129,7 @@ fn wrong(error: ParserError) -> StageError {
         && let (Ok(line), Ok(column)) = (line.parse(), column.trim_end().parse())
     {
         let message = message.strip_prefix("Expected: ").map_or(message.to_owned(), |rest| format!("expected {rest}"));
+        let message = message.strip_prefix("Expected ").map_or(message.clone(), |rest| format!("expected {rest}"));
         return StageError::new(message.replace(", found: ", ", found ")).at(Position { line, column });
     }
     StageError::new(text)

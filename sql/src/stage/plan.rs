@@ -184,6 +184,11 @@ impl Planner {
             }
             return (format!("there is no table `{name}`"), Some(nearest(name, &names)));
         }
+        if let Some(rest) = message.strip_prefix("No field named ") {
+            let (name, valid) = rest.split_once(".\n").unwrap_or((rest.trim_end_matches('.'), ""));
+            let help = valid.strip_prefix("Valid fields are ").map(|names| format!("there are: {}", names.trim_end_matches('.')));
+            return (format!("there is no column {name}"), help);
+        }
         if message.contains("DISTINCT ON") {
             return (message.to_owned(), Some("number the rows with ROW_NUMBER() and keep the first".to_owned()));
         }

@@ -18,4 +18,4 @@ CREATE TABLE output (
   format = 'json',
   type = 'sink'
 );
-INSERT INTO output SELECT counter, counter FROM impulse;
+INSERT INTO output SELECT counter, subtask_index FROM impulse;

@@ -10,4 +10,4 @@ CREATE TABLE impulse (
   type = 'source',
   event_time_field = 'timestamp'
 );
-SELECT counter FROM impulse WHERE tumble(INTERVAL '1 hour').start IS NULL;
+SELECT counter FROM impulse WHERE tumble(INTERVAL '1 hour') IS NULL;

@@ -1,4 +1,4 @@
---fail=line 13, column 8: column 'totl' not found
+--fail=line 13, column 8: there is no column totl
 CREATE TABLE impulse (
   timestamp TIMESTAMP,
   counter BIGINT UNSIGNED NOT NULL,

@@ -1,6 +1,6 @@
 -- Rows whose window was over are counted.
 --epoch-rows=1
---late=17
+--late=18
 CREATE TABLE cars (
   timestamp TIMESTAMP NOT NULL,
   driver_id BIGINT,
@@ -23,4 +23,4 @@ CREATE TABLE output (
   type = 'sink'
 );
 INSERT INTO output
-SELECT window.start, rows FROM (SELECT tumble(INTERVAL '1 minute') AS window, count(*) AS rows FROM cars GROUP BY window);
+SELECT window.start, rows FROM (SELECT tumble(INTERVAL '1 second') AS window, count(*) AS rows FROM cars GROUP BY window);
