@@ -85,10 +85,12 @@ proptest! {
 
 #[test]
 fn deep_and_long_queries_are_refused_or_planned() {
-    let chain = format!("SELECT {} FROM order_decisions", vec!["total"; 5_000].join(" + "));
+    let chain = format!("SELECT {} FROM order_decisions", vec!["total"; 500].join(" + "));
+    let long = format!("SELECT {} FROM order_decisions", vec!["total"; 5_000].join(" + "));
     let deep = format!("SELECT {}1{} FROM order_decisions", "(".repeat(5_000), ")".repeat(5_000));
     let nested = format!("SELECT * FROM {}order_decisions{}", "(SELECT * FROM ".repeat(300), ")".repeat(300));
-    for text in [chain, deep, nested] {
+    assert!(Stage::plan(&chain, &streams()).is_ok());
+    for text in [long, deep, nested] {
         if let Err(error) = Stage::plan(&text, &streams()) {
             assert!(!error.to_string().contains("this is a bug"), "{}", error.message());
         }

@@ -10,10 +10,6 @@ pub(crate) struct StageDialect;
 const POSTGRES: PostgreSqlDialect = PostgreSqlDialect {};
 
 impl Dialect for StageDialect {
-    fn dialect(&self) -> std::any::TypeId {
-        // Some tokens, as `?`, are those of PostgreSQL only where the dialect says that it is PostgreSQL's.
-        std::any::TypeId::of::<PostgreSqlDialect>()
-    }
     fn identifier_quote_style(&self, _identifier: &str) -> Option<char> {
         Some('"')
     }
@@ -60,6 +56,10 @@ impl Dialect for StageDialect {
         true
     }
     fn supports_array_typedef_with_brackets(&self) -> bool {
+        true
+    }
+    /// Makes `?` an operator, not a parameter.
+    fn supports_geometric_types(&self) -> bool {
         true
     }
     fn supports_struct_literal(&self) -> bool {

@@ -13,6 +13,8 @@ use super::error::{Position, StageError};
 
 /// More text than this is no stage.
 const TEXT_BYTES_MAX: usize = 1 << 20;
+/// More words than these are no statement. Planning a chain of operators takes the square of its length.
+const STATEMENT_TOKENS_MAX: usize = 4_000;
 /// How deep a query may nest.
 const DEPTH_MAX: usize = 100;
 
@@ -86,6 +88,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Statement>, StageError> {
     let tokens = Tokenizer::new(&StageDialect, text).tokenize_with_location().map_err(|TokenizerError { message, location }| {
         StageError::new(message).at(position_of(location))
     })?;
+    check_lengths(&tokens)?;
     let mut parser = Parser::new(&StageDialect).with_recursion_limit(DEPTH_MAX).with_tokens_with_locations(tokens);
     let mut statements = Vec::new();
     loop {
@@ -106,6 +109,18 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Statement>, StageError> {
         return Err(StageError::new("there is no statement").help("a stage has at least one INSERT INTO … SELECT"));
     }
     Ok(statements)
+}
+
+fn check_lengths(tokens: &[TokenWithSpan]) -> Result<(), StageError> {
+    for statement in tokens.split(|token| token.token == Token::SemiColon) {
+        let words = statement.iter().filter(|token| !matches!(token.token, Token::Whitespace(_)));
+        if let Some(first) = words.clone().next().filter(|_| words.clone().count() > STATEMENT_TOKENS_MAX) {
+            return Err(StageError::new(format!("the statement has {} words, one may have {STATEMENT_TOKENS_MAX}", words.count()))
+                .at(position_of(first.span.start))
+                .help("name its parts with CREATE VIEW; join with a lookup table in the place of a long list"));
+        }
+    }
+    Ok(())
 }
 
 fn unexpected(expected: &str, found: &TokenWithSpan) -> StageError {
