@@ -208,7 +208,8 @@ mod tests {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "orderflow", &mut script);
             let script = String::from_utf8(script).expect("scripts are text");
-            for command in ["run", "replay", "generate", "epochs", "checkpoint", "state", "report", "sql", "demo", "config", "completions"] {
+            for command in ["run", "replay", "generate", "epochs", "checkpoint", "state", "report", "sql", "demo", "config", "completions"]
+            {
                 assert!(script.contains(command), "{shell}: {command}");
             }
         }

@@ -8,8 +8,8 @@ use datafusion::error::Result;
 use orderflow_operators::epoch::Micros;
 
 use crate::operators::{
-    Aggregates, InstantAggregate, JoinKind, JoinSpec, Lookup, Operator, Rejects, RowNumber, RowSteps, SessionAggregate, SortKey, Step, TopRows,
-    UpdatingAggregate, UpdatingJoin, WindowAggregate, WindowedJoin,
+    Aggregates, InstantAggregate, JoinKind, JoinSpec, Lookup, Operator, Rejects, RowNumber, RowSteps, SessionAggregate, SortKey, Step,
+    TopRows, UpdatingAggregate, UpdatingJoin, WindowAggregate, WindowedJoin,
 };
 use crate::stage::windows::{Length, Window};
 

@@ -162,9 +162,17 @@ pub(crate) fn hashes(columns: &[ArrayRef], rows: usize) -> Vec<u64> {
 
 /// A column's values as bytes that are the same in every release: fixed widths little-endian, texts with their length before them.
 enum KeyBytes {
-    Fixed { array: ArrayRef, values: arrow::buffer::Buffer, offset: usize, width: usize },
+    Fixed {
+        array: ArrayRef,
+        values: arrow::buffer::Buffer,
+        offset: usize,
+        width: usize,
+    },
     Text(arrow::array::StringArray),
-    Struct { array: ArrayRef, fields: Vec<KeyBytes> },
+    Struct {
+        array: ArrayRef,
+        fields: Vec<KeyBytes>,
+    },
     /// Other types by how they are written as text.
     Shown(arrow::array::StringArray),
 }

@@ -265,10 +265,9 @@ fn work(worker: &mut Worker, shared: &Arc<Shared>, receiver: &Receiver<EpochInfo
             let schema = schema.unwrap_or_else(clock_schema);
             made.borrow_mut().insert(table.to_owned(), input);
             let pact = DistributorPact(|peers| RowDistributor::new(spread(peers), peers));
-            let [stream] = EpochOperator::new("spread", scope, clock.clone()).unordered_input(stream, pact).build(
-                [&schema],
-                Box::new(|_, inputs, outputs| outputs[0].extend(inputs[0].take())),
-            );
+            let [stream] = EpochOperator::new("spread", scope, clock.clone())
+                .unordered_input(stream, pact)
+                .build([&schema], Box::new(|_, inputs, outputs| outputs[0].extend(inputs[0].take())));
             stream
         };
         let probe = ProbeHandle::new();

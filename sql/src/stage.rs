@@ -86,7 +86,8 @@ impl Stage {
         })?;
         match planned {
             Ok(Ok(planned)) => planned.map_err(|error| error.in_text(text)),
-            _ => Err(StageError::new("the planner does not know what to make of this stage").help("this is a bug, please report it with the stage")),
+            _ => Err(StageError::new("the planner does not know what to make of this stage")
+                .help("this is a bug, please report it with the stage")),
         }
     }
 
@@ -153,7 +154,7 @@ pub(crate) fn without_zone(schema: &Schema) -> SchemaRef {
 impl Builder {
     fn statement(&mut self, position: Position, kind: StatementKind) -> Result<(), StageError> {
         match kind {
-            StatementKind::CreateTable(created) => self.create_table(created, position),
+            StatementKind::CreateTable(created) => self.create_table(*created, position),
             StatementKind::CreateView { name, columns, query } => {
                 self.check_new(&name, position)?;
                 let mut plan = self.planner.query(*query, position)?;
@@ -248,7 +249,11 @@ impl Builder {
         let Some(stream) = self.streams.iter().find(|s| s.name == name) else {
             let names: Vec<&str> = self.streams.iter().map(|s| s.name.as_str()).collect();
             let error = StageError::new(format!("there is no stream `{name}`"));
-            return Err(error.help(if names.is_empty() { "no job is here whose streams could be read".to_owned() } else { nearest(name, &names) }));
+            return Err(error.help(if names.is_empty() {
+                "no job is here whose streams could be read".to_owned()
+            } else {
+                nearest(name, &names)
+            }));
         };
         let schema = without_zone(&stream.schema);
         let source = Arc::new(datafusion::logical_expr::logical_plan::builder::LogicalTableSource::new(schema.clone()));
@@ -279,13 +284,19 @@ impl Builder {
         let Some(table) = self.tables.iter().find(|t| t.name == name) else {
             let names: Vec<&str> = self.tables.iter().map(|t| t.name.as_str()).collect();
             if self.planner.has_table(name) {
-                return Err(StageError::new(format!("`{name}` is read from, not written to")).help("declare a table for the rows with CREATE TABLE"));
+                return Err(StageError::new(format!("`{name}` is read from, not written to"))
+                    .help("declare a table for the rows with CREATE TABLE"));
             }
-            return Err(StageError::new(format!("there is no table `{name}` to insert into"))
-                .help(if names.is_empty() { "declare it with CREATE TABLE".to_owned() } else { nearest(name, &names) }));
+            return Err(StageError::new(format!("there is no table `{name}` to insert into")).help(if names.is_empty() {
+                "declare it with CREATE TABLE".to_owned()
+            } else {
+                nearest(name, &names)
+            }));
         };
         if table.role != Some(Role::Sink) && table.connector != Connector::Memory {
-            return Err(StageError::new(format!("table `{name}` is read from, not written to")).help("write type = 'sink' in its declaration"));
+            return Err(
+                StageError::new(format!("table `{name}` is read from, not written to")).help("write type = 'sink' in its declaration")
+            );
         }
         let plan = match &table.columns {
             None => plan,
@@ -361,10 +372,8 @@ fn fit(plan: LogicalPlan, declared: &[catalog::Column], names: &[String], table:
     let expected = if names.is_empty() { declared.len() } else { names.len() };
     if columns.len() != expected {
         let of = if names.is_empty() { format!("table `{table}` has") } else { "the INSERT names".to_owned() };
-        return Err(StageError::new(format!("{of} {expected} columns, its query {}", columns.len())).help(format!(
-            "the table's columns are: {}",
-            declared.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ")
-        )));
+        return Err(StageError::new(format!("{of} {expected} columns, its query {}", columns.len()))
+            .help(format!("the table's columns are: {}", declared.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", "))));
     }
     if let Some(unknown) = names.iter().find(|n| !declared.iter().any(|c| c.name == **n)) {
         let known: Vec<&str> = declared.iter().map(|c| c.name.as_str()).collect();
@@ -399,7 +408,8 @@ fn input(planner: &Planner, table: &Table) -> Result<Input, StageError> {
             None => InputColumn::Read(read.index_of(&column.name).map_err(|e| StageError::new(e.to_string()))?),
             Some(expression) => {
                 let expression = planner.expression(expression.clone(), &names, column.position)?;
-                let cast = expression.cast_to(&column.data_type, &names).map_err(|e| StageError::new(e.strip_backtrace()).at(column.position))?;
+                let cast =
+                    expression.cast_to(&column.data_type, &names).map_err(|e| StageError::new(e.strip_backtrace()).at(column.position))?;
                 InputColumn::Computed(lower::compile(&cast, &names).map_err(|e| e.at(column.position))?)
             }
         });
@@ -409,7 +419,8 @@ fn input(planner: &Planner, table: &Table) -> Result<Input, StageError> {
         None => None,
         Some(expression) => {
             let expression = planner.expression(expression.clone(), &all, table.position)?;
-            let cast = expression.cast_to(&catalog::timestamp(), &all).map_err(|e| StageError::new(e.strip_backtrace()).at(table.position))?;
+            let cast =
+                expression.cast_to(&catalog::timestamp(), &all).map_err(|e| StageError::new(e.strip_backtrace()).at(table.position))?;
             Some(lower::compile(&cast, &all).map_err(|e| e.at(table.position))?)
         }
     };

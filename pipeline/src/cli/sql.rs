@@ -126,8 +126,7 @@ fn run_stage(args: RunStageArgs) -> Result<(), CliError> {
     let base = args.base.unwrap_or_else(|| PathBuf::from("."));
     let sinks = Arc::new(Mutex::new(FileSinks::create(&stage, &base).map_err(CliError::failed)?));
     let to = sinks.clone();
-    let settings =
-        RunSettings { base, workers: usize::from(args.workers), epoch_rows: args.epoch_rows, stop_after: None, resume: None };
+    let settings = RunSettings { base, workers: usize::from(args.workers), epoch_rows: args.epoch_rows, stop_after: None, resume: None };
     let write = move |number: usize, edge: &_, _: &_, rows| to.lock().unwrap_or_else(PoisonError::into_inner).write(number, edge, &rows);
     let summary = run(&stage, settings, Box::new(write)).map_err(CliError::failed)?;
     sinks.lock().unwrap_or_else(PoisonError::into_inner).finish().map_err(CliError::failed)?;

@@ -31,8 +31,25 @@ pub(crate) type Accumulators = Vec<Box<dyn GroupsAccumulator>>;
 
 /// Aggregates whose accumulator, made of a state, is as the one that the state was taken of, to the last bit.
 const EXACT: [&str; 19] = [
-    "count", "sum", "min", "max", "avg", "bool_and", "bool_or", "bit_and", "bit_or", "bit_xor", "first_value", "last_value", "array_agg",
-    "string_agg", "median", "any_value", "nth_value", "approx_distinct", "grouping",
+    "count",
+    "sum",
+    "min",
+    "max",
+    "avg",
+    "bool_and",
+    "bool_or",
+    "bit_and",
+    "bit_or",
+    "bit_xor",
+    "first_value",
+    "last_value",
+    "array_agg",
+    "string_agg",
+    "median",
+    "any_value",
+    "nth_value",
+    "approx_distinct",
+    "grouping",
 ];
 
 impl Aggregates {

@@ -25,7 +25,7 @@ use super::aggregates::{Aggregates, columns_of, values_at};
 use super::state::by_group;
 use super::window_aggregate::{key_schema, window_column};
 use super::{GroupedState, Operator, Output, Reject};
-use crate::rows::{self, META, canonical, RowCodec, hashes, meta_after_rows};
+use crate::rows::{self, META, RowCodec, canonical, hashes, meta_after_rows};
 
 /// Aggregates of sessions. Input and output as those of a [`WindowAggregate`](super::WindowAggregate).
 pub(crate) struct SessionAggregate {
@@ -271,4 +271,3 @@ impl GroupedState for SessionAggregate {
         Ok(())
     }
 }
-

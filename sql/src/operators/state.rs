@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{Array, ArrayRef, RecordBatch, StringArray, UInt32Array};
+use arrow::array::{ArrayRef, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::take_record_batch;
 use datafusion::error::Result;
 use orderflow_operators::epoch::Micros;
@@ -47,11 +47,7 @@ pub(crate) fn group_text(group: KeyGroup) -> &'static str {
 }
 
 /// Splits rows by their key groups, given their hashes. The first column of `rows` is made here: the caller gives the others.
-pub(crate) fn by_group(
-    schema: &arrow::datatypes::SchemaRef,
-    columns: Vec<ArrayRef>,
-    hashes: &[u64],
-) -> Vec<(KeyGroup, RecordBatch)> {
+pub(crate) fn by_group(schema: &arrow::datatypes::SchemaRef, columns: Vec<ArrayRef>, hashes: &[u64]) -> Vec<(KeyGroup, RecordBatch)> {
     let mut rows_of: Vec<Vec<u32>> = vec![Vec::new(); KEY_GROUPS];
     for (row, hash) in hashes.iter().enumerate() {
         rows_of[key_group(*hash).0 as usize].push(row as u32);
@@ -74,5 +70,5 @@ pub(crate) fn concat_groups(parts: Vec<(KeyGroup, RecordBatch)>) -> Vec<(KeyGrou
         groups.entry(group).or_default().push(rows);
     }
     let whole = |rows: Vec<RecordBatch>| orderflow_operators::dataflow::concat(rows);
-    groups.into_iter().filter_map(|(group, rows)| whole(rows).map(|rows| (group, rows))).filter(|(_, rows)| rows.column(0).len() > 0).collect()
+    groups.into_iter().filter_map(|(group, rows)| whole(rows).map(|rows| (group, rows))).filter(|(_, rows)| rows.num_rows() > 0).collect()
 }

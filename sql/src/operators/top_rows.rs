@@ -21,7 +21,7 @@ use super::row_number::{SortKey, sort_converter};
 use super::state::by_group;
 use super::timers::Timers;
 use super::{GroupedState, Operator, Output};
-use crate::rows::{self, META, canonical, RowCodec, hashes, meta_after_rows};
+use crate::rows::{self, META, RowCodec, canonical, hashes, meta_after_rows};
 
 /// Output: the first `columns` columns of the query, then the number (uint64).
 pub(crate) struct TopRows {
@@ -151,10 +151,9 @@ impl Operator for TopRows {
             let keys = self.partition_codec.encode(&keys, rows.num_rows())?;
             let mut before: BTreeMap<OwnedRow, Vec<OwnedRow>> = BTreeMap::new();
             for row in 0..rows.num_rows() {
-                let key = keys.row(row).owned();
-                if !before.contains_key(&key) {
-                    let first = self.partitions.get(&key).map(|p| p.first(self.limit)).unwrap_or_default();
-                    before.insert(key, first);
+                if let std::collections::btree_map::Entry::Vacant(entry) = before.entry(keys.row(row).owned()) {
+                    let first = self.partitions.get(entry.key()).map(|p| p.first(self.limit)).unwrap_or_default();
+                    entry.insert(first);
                 }
             }
             let counts: Vec<i64> = rows::retractions(&rows).values().iter().map(|retract| if retract { -1 } else { 1 }).collect();

@@ -23,7 +23,7 @@ use super::state::by_group;
 use super::timers::Timers;
 use super::window_aggregate::key_schema;
 use super::{GroupedState, Operator, Output};
-use crate::rows::{self, META, canonical, RowCodec, hashes, meta_after_rows};
+use crate::rows::{self, META, RowCodec, canonical, hashes, meta_after_rows};
 
 /// Aggregates of all rows so far. Input: the keys behind the [`META`] columns, then what the aggregates' arguments name. Output: keys, aggregates.
 pub(crate) struct UpdatingAggregate {
@@ -108,7 +108,8 @@ impl UpdatingAggregate {
                 *time = group.time.max(*time);
             }
         }
-        let contents = if self.retracts { self.changed_rows(rows, &touched, &group_of)? } else { self.changed_states(rows, &touched, &group_of)? };
+        let contents =
+            if self.retracts { self.changed_rows(rows, &touched, &group_of)? } else { self.changed_states(rows, &touched, &group_of)? };
         Ok(touched.into_iter().zip(contents).map(|((key, time), content)| (key, content, time)).collect())
     }
 
@@ -273,9 +274,9 @@ impl GroupedState for UpdatingAggregate {
                 }
             }
         } else {
-            for row in 0..rows.num_rows() {
+            for (row, &time) in times.iter().enumerate() {
                 let states = values_at(&rows.columns()[first + self.keys..], row)?;
-                restored.insert(keys.row(row).owned(), (Content::States(states), times[row]));
+                restored.insert(keys.row(row).owned(), (Content::States(states), time));
             }
         }
         let contents: Vec<&Content> = restored.values().map(|(content, _)| content).collect();

@@ -46,6 +46,9 @@ type Rows = BTreeMap<OwnedRow, (i64, Micros)>;
 /// Rows by key.
 type ByKey = BTreeMap<OwnedRow, Rows>;
 
+/// Where each key's rows begin and end.
+type Ranges = BTreeMap<OwnedRow, std::ops::Range<u32>>;
+
 /// What comes and goes, by row.
 type Changes = BTreeMap<OwnedRow, (i64, Micros)>;
 
@@ -84,12 +87,12 @@ impl UpdatingJoin {
         let contents = self.sides[side].converter.convert_columns(&rows.columns()[META..META + columns])?;
         let (times, retract) = (rows::times(rows), rows::retractions(rows));
         let (mut by_key, mut alone) = (ByKey::new(), Changes::new());
-        for row in 0..rows.num_rows() {
+        for (row, &at) in times.iter().enumerate() {
             let has_key = keys.iter().all(|k| k.is_valid(row));
             let of = if has_key { by_key.entry(converted.row(row).owned()).or_default() } else { &mut alone };
-            let (count, time) = of.entry(contents.row(row).owned()).or_insert((0, times[row]));
+            let (count, time) = of.entry(contents.row(row).owned()).or_insert((0, at));
             *count += if retract.value(row) { -1 } else { 1 };
-            *time = (*time).max(times[row]);
+            *time = (*time).max(at);
         }
         Ok((by_key, alone))
     }
@@ -119,7 +122,7 @@ impl UpdatingJoin {
     }
 
     /// A side's rows as a batch, with where each key's begin and end.
-    fn batch(&self, side: usize, rows: &ByKey) -> Result<(RecordBatch, Vec<i64>, BTreeMap<OwnedRow, std::ops::Range<u32>>)> {
+    fn batch(&self, side: usize, rows: &ByKey) -> Result<(RecordBatch, Vec<i64>, Ranges)> {
         let (mut ranges, mut counts, mut times, mut all) = (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
         for (key, rows) in rows {
             let start = all.len() as u32;
@@ -150,9 +153,8 @@ impl UpdatingJoin {
             }
         }
         let pairs = self.spec.matching(&left, &right, Pairs { left: l.into(), right: r.into() }, rejects)?;
-        let count = |l: Option<u32>, r: Option<u32>| {
-            sign * l.map_or(1, |l| left_counts[l as usize]) * r.map_or(1, |r| right_counts[r as usize])
-        };
+        let count =
+            |l: Option<u32>, r: Option<u32>| sign * l.map_or(1, |l| left_counts[l as usize]) * r.map_or(1, |r| right_counts[r as usize]);
         self.add(&left, &right, &pairs, &count, changes)?;
         if alone {
             let without = |rows: &RecordBatch, partners: &UInt32Array| {

@@ -58,11 +58,7 @@ pub(crate) struct Groups {
 
 impl Groups {
     pub fn new(key_schema: &SchemaRef, aggregates: &Aggregates) -> Result<Groups> {
-        let values = if key_schema.fields().is_empty() {
-            None
-        } else {
-            Some(new_group_values(key_schema.clone(), &GroupOrdering::None)?)
-        };
+        let values = if key_schema.fields().is_empty() { None } else { Some(new_group_values(key_schema.clone(), &GroupOrdering::None)?) };
         Ok(Groups { values, accumulators: aggregates.accumulators()?, indices: Vec::new(), total: 0 })
     }
 
@@ -114,7 +110,7 @@ impl Groups {
 
 /// The schema of the first columns behind [`META`].
 pub(crate) fn key_schema(input: &SchemaRef, keys: usize) -> SchemaRef {
-    Arc::new(Schema::new(input.fields()[META..META + keys].iter().cloned().collect::<Vec<_>>()))
+    Arc::new(Schema::new(input.fields()[META..META + keys].to_vec()))
 }
 
 /// A column of windows.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, StructArray, UInt32Array};
 use arrow::compute::{cast, take_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
-use arrow::json::writer::{LineDelimited, WriterBuilder};
 use arrow::json::ReaderBuilder;
+use arrow::json::writer::{LineDelimited, WriterBuilder};
 
 use crate::rows::{self, META};
 use crate::stage::Input;
@@ -53,7 +53,12 @@ impl JsonDecoder {
             }
             _ => Schema::new(fields),
         };
-        JsonDecoder { wire: Arc::new(wire), read: input.read.clone(), format: input.table.format, unstructured: input.table.is_unstructured() }
+        JsonDecoder {
+            wire: Arc::new(wire),
+            read: input.read.clone(),
+            format: input.table.format,
+            unstructured: input.table.is_unstructured(),
+        }
     }
 
     /// The rows of some messages; those that are none are named.
@@ -156,7 +161,7 @@ impl JsonDecoder {
             retract.push(back);
             Ok(())
         };
-        for row in 0..wire.num_rows() {
+        for (row, &message) in messages.iter().enumerate() {
             let done = match op.value(row) {
                 "c" | "r" => add(after, wire.num_rows(), row, false),
                 "d" => add(before, 0, row, true),
@@ -165,7 +170,7 @@ impl JsonDecoder {
                 other => Err(format!("there is no op '{other}'")),
             };
             if let Err(reason) = done {
-                malformed.push((messages[row] as usize, reason));
+                malformed.push((message as usize, reason));
             }
         }
         let rows = take_record_batch(&both, &UInt32Array::from(from)).expect("the indices are those of rows of this batch");

@@ -235,7 +235,8 @@ impl Reader {
             Some(expression) => {
                 let own: Vec<usize> = (META..rows.num_columns()).collect();
                 let own = rows.project(&own).map_err(|e| self.wrong(&e))?;
-                let marks = expression.evaluate(&own).and_then(|v| v.into_array(own.num_rows())).map_err(|e| self.wrong(&e.strip_backtrace()))?;
+                let marks =
+                    expression.evaluate(&own).and_then(|v| v.into_array(own.num_rows())).map_err(|e| self.wrong(&e.strip_backtrace()))?;
                 arrow::compute::max(marks.as_primitive::<TimestampMicrosecondType>())
             }
             None => crate::rows::times(rows).iter().max().map(|t| t.saturating_sub(DELAY)),

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use parquet::arrow::ArrowWriter;
 
-use super::format::{own_columns, to_debezium, to_json};
 use super::RunError;
+use super::format::{own_columns, to_debezium, to_json};
 use crate::graph::SinkEdge;
 use crate::stage::Stage;
 use crate::stage::catalog::{Connector, Format, Table};

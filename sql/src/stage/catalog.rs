@@ -219,10 +219,9 @@ impl Table {
         check_options(connector, &options)?;
         let format = match option("format") {
             None => Format::Json,
-            Some(option) => one_of(
-                option,
-                &[("json", Format::Json), ("debezium_json", Format::DebeziumJson), ("parquet", Format::Parquet)],
-            )?,
+            Some(option) => {
+                one_of(option, &[("json", Format::Json), ("debezium_json", Format::DebeziumJson), ("parquet", Format::Parquet)])?
+            }
         };
         let declared = match option("type") {
             None => None,
@@ -334,8 +333,7 @@ fn one_of<T: Copy>(option: &TableOption, values: &[(&str, T)]) -> Result<T, Stag
 fn check_options(connector: Connector, options: &[TableOption]) -> Result<(), StageError> {
     let own = connector.options();
     let known = |name: &str| {
-        COMMON_OPTIONS.contains(&name)
-            || own.iter().any(|o| o.strip_suffix('*').map_or(*o == name, |prefix| name.starts_with(prefix)))
+        COMMON_OPTIONS.contains(&name) || own.iter().any(|o| o.strip_suffix('*').map_or(*o == name, |prefix| name.starts_with(prefix)))
     };
     match options.iter().find(|o| !known(&o.name)) {
         None => Ok(()),
@@ -380,7 +378,9 @@ pub(crate) fn data_type(sql: &ast::DataType) -> Result<DataType, StageError> {
                 ExactNumberInfo::PrecisionAndScale(p, s) => (p, s),
             };
             if !(1..=38).contains(&precision) || scale < 0 || scale as u64 > precision {
-                return Err(StageError::new(format!("{sql} has no such precision and scale")).help("DECIMAL(p, s) with 1 ≤ p ≤ 38 and 0 ≤ s ≤ p"));
+                return Err(
+                    StageError::new(format!("{sql} has no such precision and scale")).help("DECIMAL(p, s) with 1 ≤ p ≤ 38 and 0 ≤ s ≤ p")
+                );
             }
             DataType::Decimal128(precision as u8, scale as i8)
         }

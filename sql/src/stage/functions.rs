@@ -150,7 +150,9 @@ impl ScalarUDFImpl for JsonFunction {
             self.answers(documents, |_, document| path.query(document).all())
         } else {
             let keys = path.iter().map(|key| Keys::new(&key.to_array(rows)?)).collect::<Result<Vec<_>>>()?;
-            self.answers(documents, |row, document| keys.iter().try_fold(document, |value, keys| keys.step(row, value)).into_iter().collect())
+            self.answers(documents, |row, document| {
+                keys.iter().try_fold(document, |value, keys| keys.step(row, value)).into_iter().collect()
+            })
         };
         Ok(ColumnarValue::Array(answer))
     }

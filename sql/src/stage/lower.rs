@@ -92,8 +92,8 @@ impl<'a> Lowering<'a> {
                 let kind = if is_lookup { Kind::LookupTable { table } } else { Kind::Source { table } };
                 // A table is read once, however often it is named.
                 let existing = self.graph.nodes.iter().position(|node| node.label == label);
-                let node =
-                    existing.unwrap_or_else(|| self.graph.add(Node { kind, inputs: vec![], exchange: vec![], schema: schema.clone(), label }));
+                let node = existing
+                    .unwrap_or_else(|| self.graph.add(Node { kind, inputs: vec![], exchange: vec![], schema: schema.clone(), label }));
                 let source = Lowered { node, flow: Flow { is_lookup, updating, ..APPEND } };
                 match &scan.projection {
                     None => Ok(source),
@@ -293,7 +293,14 @@ impl<'a> Lowering<'a> {
     }
 
     /// Columns of an aggregate's output: keys, perhaps with a window among them, then the aggregates; under the plan's names.
-    fn aggregate_schema(&self, prepared: Lowered, keys: usize, window: Option<usize>, aggregates: &Aggregates, plan: &DFSchema) -> SchemaRef {
+    fn aggregate_schema(
+        &self,
+        prepared: Lowered,
+        keys: usize,
+        window: Option<usize>,
+        aggregates: &Aggregates,
+        plan: &DFSchema,
+    ) -> SchemaRef {
         let input = self.graph.schema(prepared.node);
         let mut types: Vec<DataType> = input.fields()[META..META + keys].iter().map(|f| f.data_type().clone()).collect();
         if let Some(index) = window {
@@ -320,7 +327,9 @@ impl<'a> Lowering<'a> {
                 .help("give both the same window, or GROUP BY the inner query's window column"));
         }
         if input.flow.window.is_some() && matches!(window, Window::Session { .. }) {
-            return Err(StageError::new("a session over rows of a session is not supported").help("GROUP BY the inner query's window column"));
+            return Err(
+                StageError::new("a session over rows of a session is not supported").help("GROUP BY the inner query's window column")
+            );
         }
         let (prepared, aggregates) = self.aggregate_input(input, plan, group_expr, aggr_expr)?;
         let keys = group_expr.len();
@@ -339,7 +348,9 @@ impl<'a> Lowering<'a> {
     fn aggregate(&mut self, aggregate: &Aggregate) -> Lower<Lowered> {
         let input = self.plan(&aggregate.input)?;
         if aggregate.group_expr.iter().any(|e| matches!(e, Expr::GroupingSet(_))) {
-            return Err(StageError::new("GROUPING SETS, ROLLUP and CUBE are not supported").help("insert each grouping as a query of its own"));
+            return Err(
+                StageError::new("GROUPING SETS, ROLLUP and CUBE are not supported").help("insert each grouping as a query of its own")
+            );
         }
         let (prepared, aggregates) = self.aggregate_input(input, &aggregate.input, &aggregate.group_expr, &aggregate.aggr_expr)?;
         let keys = aggregate.group_expr.len();
@@ -417,7 +428,8 @@ impl<'a> Lowering<'a> {
         let on: Vec<_> = join.on.iter().map(|(l, r)| format!("{l} = {r}")).chain(join.filter.iter().map(|f| f.to_string())).collect();
         let on = if on.is_empty() { String::new() } else { format!(" on {}", on.join(" and ")) };
         let no_equality = || {
-            StageError::new("the join has no equality between its two sides").help("add ON a = b; a join of everything with everything has no key")
+            StageError::new("the join has no equality between its two sides")
+                .help("add ON a = b; a join of everything with everything has no key")
         };
         if right.flow.is_lookup {
             if !matches!(kind, JoinKind::Inner | JoinKind::Left) {
@@ -442,8 +454,9 @@ impl<'a> Lowering<'a> {
                 let node = Node { kind: Kind::WindowedJoin(spec), inputs, exchange, schema, label };
                 Ok(Lowered { node: self.graph.add(node), flow: left.flow })
             }
-            (Some(a), Some(b)) if a != b => Err(StageError::new(format!("a join of {a} with {b} is not supported"))
-                .help("give both sides the same window")),
+            (Some(a), Some(b)) if a != b => {
+                Err(StageError::new(format!("a join of {a} with {b} is not supported")).help("give both sides the same window"))
+            }
             (Some(window), None) | (None, Some(window)) => {
                 Err(StageError::new(format!("a join of rows of {window} with rows of no window is not supported"))
                     .help("GROUP BY the same window on both sides, or on neither"))
@@ -471,7 +484,9 @@ impl<'a> Lowering<'a> {
     fn window(&mut self, window: &WindowPlan, limit: Option<u64>) -> Lower<Lowered> {
         let input = self.plan(&window.input)?;
         let [expression] = window.window_expr.as_slice() else {
-            return Err(StageError::new("more than one window function in a query is not supported").help("put each into a subquery of its own"));
+            return Err(
+                StageError::new("more than one window function in a query is not supported").help("put each into a subquery of its own")
+            );
         };
         let Expr::WindowFunction(function) = expression.clone().unalias() else {
             return Err(StageError::new(format!("{expression} is not supported")));
@@ -481,8 +496,9 @@ impl<'a> Lowering<'a> {
             WindowFunctionDefinition::WindowUDF(f) => f.name(),
         };
         if name != "row_number" {
-            return Err(StageError::new(format!("{name}() OVER (…) is not supported"))
-                .help("ROW_NUMBER() OVER (PARTITION BY window, … ORDER BY …) is; for a total of each window, join the rows with GROUP BY window"));
+            return Err(StageError::new(format!("{name}() OVER (…) is not supported")).help(
+                "ROW_NUMBER() OVER (PARTITION BY window, … ORDER BY …) is; for a total of each window, join the rows with GROUP BY window",
+            ));
         }
         let params = &function.params;
         let schema = self.graph.schema(input.node).clone();

@@ -27,13 +27,25 @@ pub(crate) struct Statement {
 
 #[derive(Debug)]
 pub(crate) enum StatementKind {
-    CreateTable(CreateTable),
+    CreateTable(Box<CreateTable>),
     /// `CREATE VIEW` and `CREATE TABLE … AS`.
-    CreateView { name: String, columns: Vec<String>, query: Box<Query> },
-    Insert { table: String, table_position: Position, columns: Vec<String>, query: Box<Query> },
+    CreateView {
+        name: String,
+        columns: Vec<String>,
+        query: Box<Query>,
+    },
+    Insert {
+        table: String,
+        table_position: Position,
+        columns: Vec<String>,
+        query: Box<Query>,
+    },
     /// A query whose rows are for whoever runs the stage.
     Query(Box<Query>),
-    Set { name: String, value: String },
+    Set {
+        name: String,
+        value: String,
+    },
 }
 
 #[derive(Debug)]
@@ -85,9 +97,9 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Statement>, StageError> {
         return Err(StageError::new(format!("the file has {} bytes, a stage at most {TEXT_BYTES_MAX}", text.len()))
             .help("split it into several stages"));
     }
-    let tokens = Tokenizer::new(&StageDialect, text).tokenize_with_location().map_err(|TokenizerError { message, location }| {
-        StageError::new(message).at(position_of(location))
-    })?;
+    let tokens = Tokenizer::new(&StageDialect, text)
+        .tokenize_with_location()
+        .map_err(|TokenizerError { message, location }| StageError::new(message).at(position_of(location)))?;
     check_lengths(&tokens)?;
     let mut parser = Parser::new(&StageDialect).with_recursion_limit(DEPTH_MAX).with_tokens_with_locations(tokens);
     let mut statements = Vec::new();
@@ -238,7 +250,7 @@ fn table(parser: &mut Parser<'_>, temporary: bool) -> Result<StatementKind, Stag
     } else if created.columns.is_none() {
         return Err(unexpected("columns, WITH or AS", &next));
     }
-    Ok(StatementKind::CreateTable(created))
+    Ok(StatementKind::CreateTable(Box::new(created)))
 }
 
 fn columns(parser: &mut Parser<'_>, table: &mut CreateTable) -> Result<(), StageError> {
@@ -362,7 +374,9 @@ fn insert(parser: &mut Parser<'_>) -> Result<StatementKind, StageError> {
         (insert.partitioned.is_some(), "PARTITION"),
     ];
     if let Some((_, what)) = extras.iter().find(|(is_there, _)| *is_there) {
-        return Err(StageError::new(format!("{what} is not supported in an INSERT")).at(position_of(start.span.start)).help("leave it out"));
+        return Err(StageError::new(format!("{what} is not supported in an INSERT"))
+            .at(position_of(start.span.start))
+            .help("leave it out"));
     }
     let Some(query) = insert.source else {
         return Err(StageError::new("the INSERT has no query").at(position_of(start.span.start)).help("write INSERT INTO … SELECT …"));

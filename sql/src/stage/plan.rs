@@ -17,7 +17,8 @@ use datafusion::execution::context::SessionState;
 use datafusion::execution::{FunctionRegistry, SessionStateBuilder};
 use datafusion::logical_expr::planner::{ContextProvider, ExprPlanner, TypePlanner};
 use datafusion::logical_expr::{
-    AggregateUDF, EmptyRelation, Expr, Extension, HigherOrderUDF, LogicalPlan, LogicalPlanBuilder, ScalarUDF, TableSource, UserDefinedLogicalNodeCore, Volatility, WindowUDF,
+    AggregateUDF, EmptyRelation, Expr, Extension, HigherOrderUDF, LogicalPlan, LogicalPlanBuilder, ScalarUDF, TableSource,
+    UserDefinedLogicalNodeCore, Volatility, WindowUDF,
 };
 use datafusion::optimizer::decorrelate_predicate_subquery::DecorrelatePredicateSubquery;
 use datafusion::optimizer::eliminate_cross_join::EliminateCrossJoin;
@@ -66,7 +67,8 @@ pub(crate) struct Planner {
 impl Planner {
     /// With DataFusion's functions and those of [`super::functions`].
     pub fn new() -> Result<Planner, StageError> {
-        let mut state = SessionStateBuilder::new().with_config(SessionConfig::new().with_target_partitions(1)).with_default_features().build();
+        let mut state =
+            SessionStateBuilder::new().with_config(SessionConfig::new().with_target_partitions(1)).with_default_features().build();
         let register = |state: &mut SessionState| -> PlanResult<()> {
             for function in windows::functions().into_iter().chain(functions::functions()) {
                 state.register_udf(function)?;
@@ -112,9 +114,8 @@ impl Planner {
     /// Plans one expression over the columns of a table.
     pub fn expression(&self, expression: ast::Expr, schema: &DFSchema, position: Position) -> Result<Expr, StageError> {
         let planner = SqlToRel::new_with_options(self, self.parser_options());
-        let expression = planner
-            .sql_to_expr(expression, schema, &mut PlannerContext::new())
-            .map_err(|error| self.explain_error(error).at(position))?;
+        let expression =
+            planner.sql_to_expr(expression, schema, &mut PlannerContext::new()).map_err(|error| self.explain_error(error).at(position))?;
         // The rules work on plans: the expression goes through them in one.
         let source = LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema: Arc::new(schema.clone()) });
         let source = LogicalPlanBuilder::from(source);
@@ -153,8 +154,9 @@ impl Planner {
             Arc::new(PushDownFilter::new()),
             Arc::new(OptimizeProjections::new()),
         ];
-        let context =
-            OptimizerContext::new_with_config_options(Arc::new(self.options.clone())).without_query_execution_start_time().with_skip_failing_rules(false);
+        let context = OptimizerContext::new_with_config_options(Arc::new(self.options.clone()))
+            .without_query_execution_start_time()
+            .with_skip_failing_rules(false);
         Optimizer::with_rules(rules).optimize(plan, &context, |_, _| {}).map_err(wrong)
     }
 
@@ -164,7 +166,14 @@ impl Planner {
         let text = error.strip_backtrace();
         let mut message = text.as_str();
         // Each layer of the planner puts its own name before the message.
-        for prefix in ["Error during planning: ", "Schema error: ", "SQL error: ", "This feature is not implemented: ", "type_coercion\ncaused by\n", "Execution error: "] {
+        for prefix in [
+            "Error during planning: ",
+            "Schema error: ",
+            "SQL error: ",
+            "This feature is not implemented: ",
+            "type_coercion\ncaused by\n",
+            "Execution error: ",
+        ] {
             message = message.strip_prefix(prefix).unwrap_or(message);
         }
         let (message, help) = self.reword(message);
@@ -292,8 +301,10 @@ fn check_deterministic(plan: &LogicalPlan) -> Result<(), StageError> {
     debug_assert!(visited.is_ok(), "the visitor does not fail");
     match found {
         None => Ok(()),
-        Some(function) => Err(StageError::new(format!("{function}() gives another value each time, and a replay must come out as the first run did"))
-            .help("use the row's own event time")),
+        Some(function) => {
+            Err(StageError::new(format!("{function}() gives another value each time, and a replay must come out as the first run did"))
+                .help("use the row's own event time"))
+        }
     }
 }
 

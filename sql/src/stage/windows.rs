@@ -6,9 +6,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Fields};
 use datafusion::common::ScalarValue;
 use datafusion::error::{DataFusionError, Result};
-use datafusion::logical_expr::{
-    ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility,
-};
+use datafusion::logical_expr::{ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility};
 use orderflow_operators::epoch::Micros;
 
 use super::catalog::timestamp;
@@ -135,9 +133,9 @@ fn length(argument: &Expr) -> Result<Micros, String> {
         ScalarValue::IntervalMonthDayNano(Some(i)) => {
             i64::from(i.days).checked_mul(86_400_000_000).and_then(|days| days.checked_add(i.nanoseconds / 1_000))
         }
-        ScalarValue::IntervalDayTime(Some(i)) => i64::from(i.days)
-            .checked_mul(86_400_000_000)
-            .and_then(|days| days.checked_add(i64::from(i.milliseconds) * 1_000)),
+        ScalarValue::IntervalDayTime(Some(i)) => {
+            i64::from(i.days).checked_mul(86_400_000_000).and_then(|days| days.checked_add(i64::from(i.milliseconds) * 1_000))
+        }
         _ => return Err(format!("{value} is not an interval; write INTERVAL '1 minute'")),
     };
     match micros {
