@@ -4,10 +4,13 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arrow::array::RecordBatch;
 use clap::{Args, Subcommand, ValueEnum};
+use orderflow_operators::epoch::EpochInfo;
 use orderflow_operators::features::WindowSet;
 use orderflow_operators::streams::Stream;
 use orderflow_sql::golden::test_folder;
+use orderflow_sql::graph::SinkEdge;
 use orderflow_sql::run::{FileSinks, RunSettings, Summary, run};
 use orderflow_sql::stage::{NamedStream, Stage};
 
@@ -127,7 +130,7 @@ fn run_stage(args: RunStageArgs) -> Result<(), CliError> {
     let sinks = Arc::new(Mutex::new(FileSinks::create(&stage, &base).map_err(CliError::failed)?));
     let to = sinks.clone();
     let settings = RunSettings { base, workers: usize::from(args.workers), epoch_rows: args.epoch_rows, stop_after: None, resume: None };
-    let write = move |number: usize, edge: &_, _: &_, rows| to.lock().unwrap_or_else(PoisonError::into_inner).write(number, edge, &rows);
+    let write = move |number: usize, edge: &SinkEdge, _: &EpochInfo, rows: RecordBatch| to.lock().unwrap_or_else(PoisonError::into_inner).write(number, edge, &rows);
     let summary = run(&stage, settings, Box::new(write)).map_err(CliError::failed)?;
     sinks.lock().unwrap_or_else(PoisonError::into_inner).finish().map_err(CliError::failed)?;
     report(&stage, &summary)
