@@ -11,6 +11,7 @@ mod job;
 mod progress;
 mod report;
 mod settings;
+mod sql;
 mod supervise;
 mod table;
 
@@ -44,6 +45,8 @@ enum Command {
     Checkpoint(checkpoint::CheckpointCommand),
     State(checkpoint::StateArgs),
     Report(report::ReportArgs),
+    #[command(subcommand)]
+    Sql(sql::SqlCommand),
     Demo(demo::DemoArgs),
     #[command(subcommand)]
     Config(settings::ConfigCommand),
@@ -147,6 +150,7 @@ fn execute(command: Command) -> Result<(), CliError> {
         Command::Checkpoint(command) => checkpoint::checkpoint(command),
         Command::State(args) => checkpoint::state(&args),
         Command::Report(args) => report::report(&args),
+        Command::Sql(command) => sql::sql(command),
         Command::Demo(args) => demo::demo(args),
         Command::Config(command) => settings::config(command),
         Command::Completions(args) => completions(&args),
@@ -224,7 +228,7 @@ mod tests {
             clap_complete::generate(shell, &mut Cli::command(), "orderflow", &mut script);
             let script = String::from_utf8(script).expect("scripts are text");
             for command in
-                ["run", "replay", "backfill", "generate", "epochs", "checkpoint", "state", "report", "demo", "config", "completions"]
+                ["run", "replay", "backfill", "generate", "epochs", "checkpoint", "state", "report", "sql", "demo", "config", "completions"]
             {
                 assert!(script.contains(command), "{shell}: {command}");
             }

@@ -1,0 +1,13 @@
+--fail=now() gives another value each time
+CREATE TABLE impulse (
+  timestamp TIMESTAMP,
+  counter BIGINT UNSIGNED NOT NULL,
+  subtask_index BIGINT UNSIGNED NOT NULL
+) WITH (
+  connector = 'single_file',
+  path = '$input_dir/impulse.json',
+  format = 'json',
+  type = 'source',
+  event_time_field = 'timestamp'
+);
+SELECT now(), counter FROM impulse;

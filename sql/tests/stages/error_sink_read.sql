@@ -1,0 +1,21 @@
+--fail=table `output` is written to, not read
+CREATE TABLE impulse (
+  timestamp TIMESTAMP,
+  counter BIGINT UNSIGNED NOT NULL,
+  subtask_index BIGINT UNSIGNED NOT NULL
+) WITH (
+  connector = 'single_file',
+  path = '$input_dir/impulse.json',
+  format = 'json',
+  type = 'source',
+  event_time_field = 'timestamp'
+);
+CREATE TABLE output (
+  n BIGINT
+) WITH (
+  connector = 'single_file',
+  path = '$output_path',
+  format = 'json',
+  type = 'sink'
+);
+INSERT INTO output SELECT counter FROM impulse; SELECT * FROM output;

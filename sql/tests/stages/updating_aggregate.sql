@@ -1,0 +1,24 @@
+-- A table of all so far.
+CREATE TABLE cars (
+  timestamp TIMESTAMP NOT NULL,
+  driver_id BIGINT,
+  event_type TEXT,
+  location TEXT,
+  fare DOUBLE,
+  WATERMARK FOR timestamp AS timestamp - INTERVAL '30 seconds'
+) WITH (
+  connector = 'single_file',
+  path = '$input_dir/cars.json',
+  format = 'json',
+  type = 'source'
+);
+CREATE TABLE output (
+  driver_id BIGINT PRIMARY KEY, rows BIGINT, least DOUBLE, places BIGINT
+) WITH (
+  connector = 'single_file',
+  path = '$output_path',
+  format = 'debezium_json',
+  type = 'sink'
+);
+INSERT INTO output
+SELECT driver_id, count(*), min(fare), count(DISTINCT location) FROM cars GROUP BY driver_id;
