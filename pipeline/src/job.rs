@@ -1,6 +1,7 @@
 //! A job from its start to its end: opens the log and the sinks, runs the workers, waits for the last commit.
 
 mod checkpoints;
+mod runtimes;
 mod settings;
 mod sinks;
 mod splits;
@@ -15,6 +16,7 @@ use chrono::{DateTime, Utc};
 use orderflow_operators::epoch::Epoch;
 use tokio::sync::watch;
 
+use self::runtimes::Runtimes;
 use crate::checkpoint::{CheckpointError, CheckpointStore};
 use crate::config::{Config, Interval, ReplayClock};
 use crate::dataflow::Shared;
@@ -215,13 +217,7 @@ impl Job {
 
         let checkpoints = checkpoints::Checkpoints::open(config)?;
 
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(config.job.worker_count().clamp(2, 8))
-            .thread_name("io")
-            .on_thread_start(step_back)
-            .enable_all()
-            .build()
-            .map_err(|e| JobError::Start(e.to_string()))?;
+        let runtime = Runtimes::start(config.job.worker_count()).map_err(|e| JobError::Start(e.to_string()))?;
 
         // Process 0 keeps the log, and with it the right to run. What lies before the newest checkpoint is hardly ever needed.
         let newest = if process == 0 { checkpoints.newest(&runtime, &header)? } else { Epoch(0) };
@@ -244,7 +240,7 @@ impl Job {
         let stop = self.handles.stop.clone();
         let recovered = runtime.block_on(async {
             tokio::select! {
-                recovered = sinks::recover(drivers) => recovered,
+                recovered = sinks::recover(&runtime, drivers) => recovered,
                 () = stopped(&stop) => Err("stopped while a sink was unavailable".to_owned()),
             }
         });
@@ -374,18 +370,6 @@ fn open_log(home: &LogHome, header: &LogHeader, checkpoint: Epoch, checkpoints: 
         )),
         error => error.into(),
     })
-}
-
-/// Lets the workers go before this thread where both want a core: encoding files comes in bursts, and would be latency of every epoch
-/// meanwhile. A thread has a priority of its own on Linux; elsewhere nothing happens.
-fn step_back() {
-    /// As `nice -n 10`.
-    const NICE: i32 = 10;
-    #[cfg(target_os = "linux")]
-    // SAFETY: the call takes numbers alone; 0 is the calling thread. If it is refused, latency is all that suffers.
-    unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
-    }
 }
 
 /// Ends when somebody asks the job to.
