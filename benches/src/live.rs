@@ -7,12 +7,12 @@
 //! ```
 
 use std::error::Error;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
@@ -51,9 +51,12 @@ enum Bench {
         /// Orders that are produced a second, with all that comes with them; several are tried one after the other.
         #[arg(long, value_delimiter = ',', default_value = "36000")]
         orders_per_s: Vec<f64>,
-        /// How long; seconds. The first tenth does not count.
+        /// How long; seconds.
         #[arg(long, default_value_t = 30.0)]
         seconds: f64,
+        /// How long before, for the broker's compiler to see what is hot; seconds. That does not count.
+        #[arg(long, default_value_t = 30.0)]
+        warm_up_seconds: f64,
         /// Worker threads of the job.
         #[arg(long, default_value_t = 2)]
         workers: usize,
@@ -93,6 +96,9 @@ enum Bench {
     Run {
         #[arg(long)]
         rows: Option<u64>,
+        /// Say so when so many rows are through.
+        #[arg(long, default_value_t = 0)]
+        ready_rows: u64,
         #[arg(long = "set")]
         settings: Vec<String>,
     },
@@ -104,13 +110,13 @@ enum Bench {
 fn main() -> ExitCode {
     allocator::set_up();
     let done = match Arguments::parse().bench {
-        Bench::Latency { orders_per_s, seconds, workers, partitions, producer_linger_ms, heap, settings } => {
-            orders_per_s.iter().try_for_each(|&rate| {
-                latency(rate, seconds, workers, partitions, producer_linger_ms, &heap, &settings).map(|row| println!("{row}"))
-            })
+        Bench::Latency { orders_per_s, seconds, warm_up_seconds, workers, partitions, producer_linger_ms, heap, settings } => {
+            let plan = LatencyPlan { seconds, warm_up_seconds, workers, partitions, producer_linger_ms, heap, settings };
+            println!("{LATENCY_HEAD}");
+            orders_per_s.iter().try_for_each(|&rate| plan.run(rate).map(|row| println!("{row}")))
         }
         Bench::Throughput { orders, runs, workers, heap, settings } => throughput(orders, runs, workers, &heap, &settings),
-        Bench::Run { rows, settings } => run(rows, &settings),
+        Bench::Run { rows, ready_rows, settings } => run(rows, ready_rows, &settings),
         Bench::ClickHouse => {
             serve_from_env();
             Ok(())
@@ -127,12 +133,16 @@ fn main() -> ExitCode {
 
 // --- the job in a process of its own -------------------------------------------------------
 
-/// The job in this process. One line of numbers is its answer.
-fn run(rows: Option<u64>, settings: &[String]) -> Outcome<()> {
+/// The job in this process. A line says that it is at work, a line of numbers is its answer.
+fn run(rows: Option<u64>, ready_rows: u64, settings: &[String]) -> Outcome<()> {
     let config = Config::load(None, settings)?;
     let stop = Stop::default();
     let asked = stop.clone();
+    let ready = Once::new();
     let progress = Arc::new(move |progress: Progress| {
+        if progress.rows_done >= ready_rows {
+            ready.call_once(|| println!("{READY}"));
+        }
         if rows.is_some_and(|rows| progress.rows_done >= rows) {
             asked.request();
         }
@@ -156,6 +166,9 @@ fn run(rows: Option<u64>, settings: &[String]) -> Outcome<()> {
     Ok(())
 }
 
+/// The job's first line.
+const READY: &str = "ready";
+
 /// What the job said and took.
 #[derive(Clone, Copy, Debug, Default)]
 struct Measured {
@@ -168,9 +181,9 @@ struct Measured {
     p99_ms: f64,
 }
 
-fn start(rows: Option<u64>, settings: &[String]) -> Outcome<Child> {
+fn start(rows: Option<u64>, ready_rows: u64, settings: &[String]) -> Outcome<Child> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("run");
+    command.arg("run").arg("--ready-rows").arg(ready_rows.to_string());
     if let Some(rows) = rows {
         command.arg("--rows").arg(rows.to_string());
     }
@@ -180,7 +193,15 @@ fn start(rows: Option<u64>, settings: &[String]) -> Outcome<Child> {
 
 /// Waits for its end, for what it used, and reads its answer.
 fn finish(mut child: Child) -> Outcome<Measured> {
-    drop(child.stdin.take());
+    let mut answer = String::new();
+    if let Some(out) = &mut child.stdout {
+        out.read_to_string(&mut answer)?;
+    }
+    finish_with(child, answer)
+}
+
+/// The same, where it was read already.
+fn finish_with(child: Child, answer: String) -> Outcome<Measured> {
     let mut status = 0;
     // SAFETY: an all-zero `rusage` is a valid value of that plain struct.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
@@ -188,15 +209,11 @@ fn finish(mut child: Child) -> Outcome<Measured> {
     if unsafe { libc::wait4(child.id() as libc::pid_t, &mut status, 0, &mut usage) } < 0 {
         return Err(std::io::Error::last_os_error().into());
     }
-    let mut answer = String::new();
-    if let Some(out) = &mut child.stdout {
-        out.read_to_string(&mut answer)?;
-    }
     let status = ExitStatus::from_raw(status);
     if !status.success() {
         return Err(format!("the job ended with {status}").into());
     }
-    let numbers: Vec<f64> = answer.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let numbers: Vec<f64> = answer.split_whitespace().filter(|word| *word != READY).map(str::parse).collect::<Result<_, _>>()?;
     let &[orders, epochs, seconds, p50_ms, p99_ms] = numbers.as_slice() else {
         return Err(format!("the job answered `{answer}`").into());
     };
@@ -213,6 +230,17 @@ fn cpu_seconds(pid: u32) -> f64 {
     let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
     // SAFETY: a call that takes and gives numbers.
     (ticks(11) + ticks(12)) / unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64
+}
+
+/// User and system time of all processes so far; seconds.
+fn cpu_seconds_of_all() -> f64 {
+    let status = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let fields = status.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    let ticks: Vec<f64> = fields.filter_map(|field| field.parse().ok()).collect();
+    // The fourth and fifth are those of doing nothing.
+    let busy: f64 = ticks.iter().take(3).chain(ticks.iter().skip(5).take(2)).sum();
+    // SAFETY: a call that takes and gives numbers.
+    busy / unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64
 }
 
 fn topics(broker: &KafkaBroker, properties: &[(&str, &str)]) -> KafkaSettings {
@@ -247,11 +275,18 @@ fn engine_topic(topic: Topic) -> orderflow_operators::decoder::Topic {
 
 // --- latency -------------------------------------------------------------------------------
 
+/// Heads of the columns that [`latency`] fills. CPU is in cores, from the end of the warm-up to the last result.
+const LATENCY_HEAD: &str = "\
+| orders/s | decisions counted | p50, ms | p90, ms | p99, ms | most, ms | within the job: p50 | p99 | epochs/s | job's CPU | broker's | producer's and consumer's | others' |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |";
+
 /// How long the first and the last results may take.
 const RESULTS_WAIT: Duration = Duration::from_secs(60);
+/// So long after the last result there are no more.
+const SILENCE: Duration = Duration::from_secs(3);
 /// Time between two portions of the producer.
 const STEP: Duration = Duration::from_millis(1);
-/// Results of which the time is not known to a reader that is as slow as that are lost to the figures.
+/// In the place of a time: nothing was produced there.
 const UNKNOWN: u32 = u32::MAX;
 
 /// When each message of each partition of `orders` was produced: microseconds since the start.
@@ -261,101 +296,126 @@ struct Produced {
     /// Messages that have a decision, so far.
     placed: AtomicU64,
     /// All are produced.
-    ended: AtomicU64,
+    ended: AtomicBool,
 }
 
-fn latency(
-    orders_per_s: f64,
+struct LatencyPlan {
     seconds: f64,
+    warm_up_seconds: f64,
     workers: usize,
     partitions: u32,
-    linger_ms: u32,
-    heap: &str,
-    settings: &[String],
-) -> Outcome<String> {
-    let folder = tempfile::tempdir()?;
-    let broker = KafkaBroker::start(folder.path(), heap)?;
-    let linger_ms = linger_ms.to_string();
-    let writer_settings = topics(&broker, &[("linger.ms", &linger_ms)]);
-    let mut writer = TopicWriter::connect(writer_settings.clone(), partitions, 1)?;
-    let orders = (orders_per_s * seconds) as u64;
-    let generated = GenerateSettings { orders, rate_per_s: orders_per_s, order_splits: partitions, ..GenerateSettings::default() };
-    let mut generator = Generator::new(generated)?;
-    // Stock that is there before the first order. The row behind it is the first of those that count.
-    let first = loop {
-        match generator.next_row() {
-            Some(stock) if stock.opening => writer.send(engine_topic(stock.topic), stock.split, stock.key.as_bytes(), stock.payload)?,
-            row => break row.map(|row| (row.topic, row.split, row.key.to_owned(), row.payload.to_vec())),
-        }
-    };
-    writer.finish(RESULTS_WAIT)?;
-    let mut writer = TopicWriter::connect(writer_settings, partitions, 1)?;
-    let job = start(None, &job_settings(&broker, &folder.path().join("job"), workers, settings))?;
-    let (job_pid, broker_pid) = (job.id(), broker.process_id().unwrap_or_default() as u32);
+    producer_linger_ms: u32,
+    heap: String,
+    settings: Vec<String>,
+}
 
-    // Some two and a half messages come with an order; one partition may have more than its share.
-    let most = (orders * 3 / u64::from(partitions) + 100_000) as usize;
-    let times = || (0..most).map(|_| AtomicU32::new(UNKNOWN)).collect();
-    let produced = Produced {
-        started: Instant::now(),
-        partitions: (0..partitions).map(|_| times()).collect(),
-        placed: AtomicU64::new(0),
-        ended: AtomicU64::new(0),
-    };
-    let consumer = consumer(&broker.address(), "orderflow.order_decisions")?;
-    // The job has made its topics, and is at work.
-    std::thread::sleep(Duration::from_secs(2));
-    let cpu_before = [job_pid, broker_pid, std::process::id()].map(cpu_seconds);
-    let started = Instant::now();
-    let warm_us = ((started - produced.started).as_secs_f64() + seconds / 10.0) * 1e6;
-    let mut latencies = std::thread::scope(|scope| -> Outcome<Vec<u32>> {
-        let consume = scope.spawn(|| consume(&consumer, &produced, warm_us as u32));
-        let mut next = vec![0_usize; partitions as usize];
-        // Messages are due as their orders are.
-        let mut produce = |topic: Topic, split: u32, key: &[u8], payload: &[u8]| -> Outcome<()> {
-            let due = Duration::from_secs_f64(produced.placed.load(Ordering::Relaxed) as f64 / orders_per_s);
-            if due.saturating_sub(started.elapsed()) >= STEP {
-                writer.serve()?;
-                std::thread::sleep(STEP);
+impl LatencyPlan {
+    /// A row of the table.
+    fn run(&self, orders_per_s: f64) -> Outcome<String> {
+        let partitions = self.partitions;
+        let folder = tempfile::tempdir()?;
+        let broker = KafkaBroker::start(folder.path(), &self.heap)?;
+        let linger_ms = self.producer_linger_ms.to_string();
+        let writer_settings = topics(&broker, &[("linger.ms", &linger_ms)]);
+        let mut writer = TopicWriter::connect(writer_settings.clone(), partitions, 1)?;
+        let orders = (orders_per_s * (self.warm_up_seconds + self.seconds)) as u64;
+        let generated = GenerateSettings { orders, rate_per_s: orders_per_s, order_splits: partitions, ..GenerateSettings::default() };
+        let mut generator = Generator::new(generated)?;
+        // Stock that is there before the first order. The row behind it is the first of those that count.
+        let mut opening = 0;
+        let first = loop {
+            match generator.next_row() {
+                Some(stock) if stock.opening => {
+                    writer.send(engine_topic(stock.topic), stock.split, stock.key.as_bytes(), stock.payload)?;
+                    opening += 1;
+                }
+                row => break row.map(|row| (row.topic, row.split, row.key.to_owned(), row.payload.to_vec())),
             }
-            if topic == Topic::Orders {
-                let partition = split as usize;
-                let at = next[partition];
-                next[partition] += 1;
-                produced.partitions[partition][at].store(produced.started.elapsed().as_micros() as u32, Ordering::Relaxed);
-                let is_placed = payload.starts_with(br#"{"type":"order_placed""#);
-                produced.placed.fetch_add(u64::from(is_placed), Ordering::Relaxed);
-            }
-            Ok(writer.send(engine_topic(topic), split, key, payload)?)
         };
-        if let Some((topic, split, key, payload)) = &first {
-            produce(*topic, *split, key.as_bytes(), payload)?;
-        }
-        while let Some(row) = generator.next_row() {
-            produce(row.topic, row.split, row.key.as_bytes(), row.payload)?;
-        }
         writer.finish(RESULTS_WAIT)?;
-        produced.ended.store(1, Ordering::Release);
-        Ok(consume.join().map_err(|_| "the consumer failed")??)
-    })?;
-    let elapsed = started.elapsed().as_secs_f64();
-    let cpu_after = [job_pid, broker_pid, std::process::id()].map(cpu_seconds);
-    let measured = finish(job)?;
-    latencies.sort_unstable();
-    let at = |share: f64| latencies.get(((latencies.len() as f64 * share) as usize).min(latencies.len().saturating_sub(1))).copied();
-    let [p50, p90, p99, most] = [0.5, 0.9, 0.99, 1.0].map(|share| f64::from(at(share).unwrap_or_default()) / 1e3);
-    let cores = |at: usize| (cpu_after[at] - cpu_before[at]) / elapsed;
-    Ok(format!(
-        "| {:.0} | {} | {p50:.1} | {p90:.1} | {p99:.1} | {most:.1} | {:.1} | {:.1} | {:.0} | {:.2} | {:.2} | {:.2} |",
-        measured.orders / elapsed,
-        latencies.len(),
-        measured.p50_ms,
-        measured.p99_ms,
-        measured.epochs / elapsed,
-        cores(0),
-        cores(1),
-        cores(2),
-    ))
+        let mut writer = TopicWriter::connect(writer_settings, partitions, 1)?;
+        let mut job = start(None, opening, &job_settings(&broker, &folder.path().join("job"), self.workers, &self.settings))?;
+        let mut said = BufReader::new(job.stdout.take().ok_or("the job has no output")?);
+        said.read_line(&mut String::new())?;
+        let pids = [job.id(), broker.process_id().unwrap_or_default() as u32, std::process::id()];
+
+        // Of each of the three, and of all processes.
+        let used = || [cpu_seconds(pids[0]), cpu_seconds(pids[1]), cpu_seconds(pids[2]), cpu_seconds_of_all()];
+
+        // Some two and a half messages come with an order; one partition may have more than its share.
+        let most = (orders * 3 / u64::from(partitions) + 100_000) as usize;
+        let times = || (0..most).map(|_| AtomicU32::new(UNKNOWN)).collect();
+        let consumer = consumer(&broker.address(), "orderflow.order_decisions")?;
+        let produced = Produced {
+            started: Instant::now(),
+            partitions: (0..partitions).map(|_| times()).collect(),
+            placed: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+        };
+        let started = produced.started;
+        let warm = Duration::from_secs_f64(self.warm_up_seconds);
+        let mut cpu_before = None;
+        let ((seen, mut latencies), elapsed) = std::thread::scope(|scope| -> Outcome<_> {
+            let consume = scope.spawn(|| consume(&consumer, &produced, warm.as_micros() as u32));
+            let mut next = vec![0_usize; partitions as usize];
+            // Messages are due as their orders are.
+            let mut produce = |topic: Topic, split: u32, key: &[u8], payload: &[u8]| -> Outcome<()> {
+                let due = Duration::from_secs_f64(produced.placed.load(Ordering::Relaxed) as f64 / orders_per_s);
+                if due.saturating_sub(started.elapsed()) >= STEP {
+                    writer.serve()?;
+                    std::thread::sleep(STEP);
+                }
+                if cpu_before.is_none() && started.elapsed() >= warm {
+                    cpu_before = Some((Instant::now(), used()));
+                }
+                if topic == Topic::Orders {
+                    let partition = split as usize;
+                    let at = next[partition];
+                    next[partition] += 1;
+                    produced.partitions[partition][at].store(started.elapsed().as_micros() as u32, Ordering::Relaxed);
+                    let is_placed = payload.starts_with(br#"{"type":"order_placed""#);
+                    produced.placed.fetch_add(u64::from(is_placed), Ordering::Relaxed);
+                }
+                Ok(writer.send(engine_topic(topic), split, key, payload)?)
+            };
+            if let Some((topic, split, key, payload)) = &first {
+                produce(*topic, *split, key.as_bytes(), payload)?;
+            }
+            while let Some(row) = generator.next_row() {
+                produce(row.topic, row.split, row.key.as_bytes(), row.payload)?;
+            }
+            writer.finish(RESULTS_WAIT)?;
+            let elapsed = started.elapsed().as_secs_f64();
+            produced.ended.store(true, Ordering::Release);
+            Ok((consume.join().map_err(|_| "the consumer failed")??, elapsed))
+        })?;
+        let (cpu_until, cpu_after) = (Instant::now(), used());
+        let (counted_from, cpu_before) = cpu_before.ok_or("it ended before it was warm")?;
+        let counted_seconds = cpu_until.duration_since(counted_from).as_secs_f64();
+        drop(job.stdin.take());
+        let mut answer = String::new();
+        said.read_to_string(&mut answer)?;
+        let measured = finish_with(job, answer)?;
+        if seen as f64 != measured.orders {
+            return Err(format!("{seen} decisions were read, of {} that the job made", measured.orders).into());
+        }
+        latencies.sort_unstable();
+        let at = |share: f64| latencies.get(((latencies.len() as f64 * share) as usize).min(latencies.len().saturating_sub(1))).copied();
+        let [p50, p90, p99, most] = [0.5, 0.9, 0.99, 1.0].map(|share| f64::from(at(share).unwrap_or_default()) / 1e3);
+        let cores = |at: usize| (cpu_after[at] - cpu_before[at]) / counted_seconds;
+        Ok(format!(
+            "| {:.0} | {} | {p50:.1} | {p90:.1} | {p99:.1} | {most:.1} | {:.1} | {:.1} | {:.0} | {:.2} | {:.2} | {:.2} | {:.2} |",
+            measured.orders / elapsed,
+            latencies.len(),
+            measured.p50_ms,
+            measured.p99_ms,
+            measured.epochs / elapsed,
+            cores(0),
+            cores(1),
+            cores(2),
+            cores(3) - cores(0) - cores(1) - cores(2),
+        ))
+    }
 }
 
 fn consumer(brokers: &str, topic: &str) -> Outcome<BaseConsumer> {
@@ -390,8 +450,8 @@ fn consumer(brokers: &str, topic: &str) -> Outcome<BaseConsumer> {
     }
 }
 
-/// Takes all decisions; the latencies of those that were produced later than `warm_us`, in microseconds.
-fn consume(consumer: &BaseConsumer, produced: &Produced, warm_us: u32) -> Result<Vec<u32>, String> {
+/// Takes all decisions: how many, and the latencies of those that were produced later than `warm_us`, in microseconds.
+fn consume(consumer: &BaseConsumer, produced: &Produced, warm_us: u32) -> Result<(u64, Vec<u32>), String> {
     let mut latencies = Vec::new();
     let (mut seen, mut last) = (0_u64, Instant::now());
     loop {
@@ -411,11 +471,12 @@ fn consume(consumer: &BaseConsumer, produced: &Produced, warm_us: u32) -> Result
             Some(Err(KafkaError::PartitionEOF(_))) | None => {}
             Some(Err(error)) => eprintln!("consumer: {error}"),
         }
-        if produced.ended.load(Ordering::Acquire) == 1 && seen >= produced.placed.load(Ordering::Relaxed) {
-            return Ok(latencies);
+        // A few of those that were sent are malformed, and nothing comes of them here.
+        if produced.ended.load(Ordering::Acquire) && last.elapsed() > SILENCE {
+            return Ok((seen, latencies));
         }
         if last.elapsed() > RESULTS_WAIT {
-            return Err(format!("{seen} of {} decisions came", produced.placed.load(Ordering::Relaxed)));
+            return Err(format!("no decision came for {} s, after {seen}", RESULTS_WAIT.as_secs()));
         }
     }
 }
@@ -457,7 +518,7 @@ fn throughput(orders: u64, runs: usize, workers: usize, heap: &str, settings: &[
             settings.push(format!("sinks.kafka.topic_prefix=run-{run}-{all}."));
             let broker_pid = broker.process_id().unwrap_or_default() as u32;
             let broker_before = cpu_seconds(broker_pid);
-            let measured = finish(start(Some(rows), &settings)?)?;
+            let measured = finish(start(Some(rows), 0, &settings)?)?;
             let per_million = 1e6 / measured.orders;
             println!(
                 "| {name} | {run} | {:.0} K | {:.2} | {:.2} |",

@@ -2,6 +2,7 @@
 
 mod backfill;
 mod checkpoints;
+mod runtimes;
 mod settings;
 mod sinks;
 mod splits;
@@ -18,6 +19,7 @@ use orderflow_sinks::Recovered;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use self::runtimes::Runtimes;
 use crate::checkpoint::{CheckpointError, CheckpointStore};
 use crate::config::{Config, Interval, ReplayClock};
 use crate::dataflow::Shared;
@@ -249,7 +251,7 @@ impl Job {
 
         let checkpoints = checkpoints::Checkpoints::open(config)?;
 
-        let runtime = io_runtime(config)?;
+        let runtime = Runtimes::start(config.job.worker_count())?;
 
         // Process 0 keeps the log, and with it the right to run. What lies before the newest checkpoint is hardly ever needed.
         let newest = if process == 0 { checkpoints.newest(&runtime, &header)? } else { Epoch(0) };
@@ -395,22 +397,11 @@ fn open_log(home: &LogHome, header: &LogHeader, checkpoint: Epoch, checkpoints: 
     })
 }
 
-/// What sinks and checkpoints run on, beside the workers.
-fn io_runtime(config: &Config) -> Result<tokio::runtime::Runtime, JobError> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.job.worker_count().clamp(2, 8))
-        .thread_name("io")
-        .on_thread_start(step_back)
-        .enable_all()
-        .build()
-        .map_err(|e| JobError::Start(e.to_string()))
-}
-
 /// Asks the sinks what they have committed, until somebody asks the job to stop.
-fn recover(runtime: &tokio::runtime::Runtime, drivers: Vec<Driver>, stop: &Stop) -> Result<Vec<(Driver, Recovered)>, JobError> {
+fn recover(runtime: &Runtimes, drivers: Vec<Driver>, stop: &Stop) -> Result<Vec<(Driver, Recovered)>, JobError> {
     let recovered = runtime.block_on(async {
         tokio::select! {
-            recovered = sinks::recover(drivers) => recovered,
+            recovered = sinks::recover(runtime, drivers) => recovered,
             () = stopped(stop) => Err("stopped while a sink was unavailable".to_owned()),
         }
     });
@@ -432,18 +423,6 @@ fn last_commits(
         let epoch_committed = committed.iter().map(|c| c.borrow().0).min().unwrap_or(0);
         (handles.progress)(Progress { rows_done, rows_total, epoch, epoch_committed, draining: true });
         std::thread::sleep(POLL);
-    }
-}
-
-/// Lets the workers go before this thread where both want a core: encoding files comes in bursts, and would be latency of every epoch
-/// meanwhile. A thread has a priority of its own on Linux; elsewhere nothing happens.
-fn step_back() {
-    /// As `nice -n 10`.
-    const NICE: i32 = 10;
-    #[cfg(target_os = "linux")]
-    // SAFETY: the call takes numbers alone; 0 is the calling thread. If it is refused, latency is all that suffers.
-    unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
     }
 }
 

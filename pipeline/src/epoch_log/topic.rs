@@ -235,9 +235,11 @@ impl TopicLog {
                 self.producer.poll(BACKOFF_MIN);
             }
         }
-        // The commit would wait for them too, but in steps of a tenth of a second: `poll` takes its whole time, whatever comes.
+        // The commit would wait for them too, but in steps of a tenth of a second: `poll` takes its whole time, whatever comes, and is busy during the
+        // last millisecond.
         while self.producer.in_flight_count() > 0 && started.elapsed() < APPEND_WAIT {
-            self.producer.poll((started.elapsed() / 8).clamp(Duration::from_millis(1), BACKOFF_MIN));
+            thread::sleep((started.elapsed() / 8).clamp(Duration::from_micros(500), BACKOFF_MIN));
+            self.producer.poll(Duration::ZERO);
         }
         let mut backoff = BACKOFF_MIN;
         loop {

@@ -20,8 +20,9 @@ use orderflow_operators::epoch::Epoch;
 use orderflow_sinks::Recovered;
 use tokio::sync::watch;
 
+use super::runtimes::Runtimes;
 use super::sinks::Known;
-use super::{JobError, checkpoints, io_runtime, last_commits, recover, settings, sinks, sinks_ahead, splits, workers};
+use super::{JobError, checkpoints, last_commits, recover, settings, sinks, sinks_ahead, splits, workers};
 use crate::checkpoint::{CheckpointError, CheckpointStore, Loader, Manifest, Resumed};
 use crate::config::Config;
 use crate::dataflow::{Shared, States};
@@ -118,7 +119,7 @@ pub fn backfill(plan: BackfillPlan) -> Result<Summary, JobError> {
         settings: settings::meaning(&config, &settings),
     };
     let store = checkpoints::store(&config, &config.job.data_dir)?;
-    let runtime = io_runtime(&config)?;
+    let runtime = Runtimes::start(config.job.worker_count())?;
     // Before anything is made in the sink: whether this is the job that was recorded.
     let asked_for = runtime.block_on(asked_for(&store, &header, &plan.from))?;
     let behind = asked_for.as_ref().map_or(Epoch(0), |manifest| manifest.epoch);

@@ -10,11 +10,11 @@ use orderflow_sinks::delta::{DeltaSettings, DeltaSink};
 use orderflow_sinks::jsonl::{JsonLinesSink, JsonLinesTarget};
 use orderflow_sinks::kafka::{KafkaSettings, KafkaSink};
 use orderflow_sinks::{Recovered, Sink};
-use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::JobError;
+use super::runtimes::Runtimes;
 use crate::config::{Config, DeliveryConfig, Interval};
 use crate::dataflow::Settings;
 use crate::failure::Failure;
@@ -90,10 +90,14 @@ pub(super) fn drivers(
 }
 
 /// Asks each sink what it has committed, all at the same time.
-pub(super) async fn recover(drivers: Vec<Driver>) -> Result<Vec<(Driver, Recovered)>, String> {
+pub(super) async fn recover(runtimes: &Runtimes, drivers: Vec<Driver>) -> Result<Vec<(Driver, Recovered)>, String> {
     let recovering = drivers.into_iter().map(|mut driver| async move {
-        let recovered = driver.recover().await?;
-        Ok::<_, String>((driver, recovered))
+        let label = driver.label.clone();
+        let recovered = runtimes.of_sink(driver.sink.name()).spawn(async move {
+            let recovered = driver.recover().await?;
+            Ok::<_, String>((driver, recovered))
+        });
+        recovered.await.unwrap_or_else(|error| Err(format!("sink {label} failed ({error}); this is a bug, please report it")))
     });
     futures::future::try_join_all(recovering).await
 }
@@ -118,8 +122,8 @@ pub(super) struct Known {
 }
 
 /// Starts them.
-pub(super) fn start(runtime: &Runtime, recovered: Vec<(Driver, Recovered)>) -> Vec<JoinHandle<()>> {
-    recovered.into_iter().map(|(driver, recovered)| runtime.spawn(driver.run(recovered))).collect()
+pub(super) fn start(runtimes: &Runtimes, recovered: Vec<(Driver, Recovered)>) -> Vec<JoinHandle<()>> {
+    recovered.into_iter().map(|(driver, recovered)| runtimes.of_sink(driver.sink.name()).spawn(driver.run(recovered))).collect()
 }
 
 fn delta(config: &Config) -> Result<DeltaSettings, JobError> {

@@ -28,8 +28,8 @@ use super::{KafkaSettings, Step, topic};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Longest wait for one answer.
 const REQUEST_WAIT: Duration = Duration::from_secs(5);
-/// How long to wait for a partition's acknowledgements, or for room, before looking again.
-const POLL: Duration = Duration::from_millis(1);
+/// How long to wait for acknowledgements, or for room, before looking again.
+const PAUSE: Duration = Duration::from_micros(500);
 
 /// Called at each step of a commit.
 pub(super) type OnStep = dyn Fn(Step) + Send + Sync;
@@ -138,7 +138,7 @@ impl Session {
             if Instant::now() >= deadline {
                 return Err(Failure::Unavailable("the brokers did not take all messages in time".into()));
             }
-            self.producer.poll(POLL);
+            self.pause();
         }
         self.step(Step::Acknowledged);
         self.producer.commit_transaction(remaining(deadline))?;
@@ -151,12 +151,18 @@ impl Session {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again)) if Instant::now() < deadline => {
-                    self.producer.poll(POLL);
+                    self.pause();
                     record = again;
                 }
                 Err((error, _)) => return Err(error.into()),
             }
         }
+    }
+
+    /// rdkafka's `poll` takes all of its time, whatever comes, and is busy during the last millisecond.
+    fn pause(&self) {
+        std::thread::sleep(PAUSE);
+        self.producer.poll(Duration::ZERO);
     }
 
     fn step(&self, step: Step) {
