@@ -12,6 +12,7 @@ use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
 use object_store::ObjectStore;
 use object_store::buffered::BufWriter;
+use orderflow_faults::{Point, check};
 use orderflow_operators::dataflow::concat;
 use orderflow_operators::epoch::{Epoch, EpochInfo};
 use orderflow_operators::keys::owned_groups;
@@ -300,6 +301,7 @@ impl File {
         let bytes = Bytes::from(std::mem::take(self.encoder.get_mut()));
         self.crc32.update(&bytes);
         self.bytes += bytes.len() as u64;
+        check(Point::CheckpointFile).map_err(|e| e.to_string())?;
         let sent = tokio::time::timeout(PIECE_TIMEOUT, self.upload.put(bytes)).await;
         sent.map_err(|_| timed_out())?.map_err(|e| e.to_string())
     }
@@ -308,8 +310,10 @@ impl File {
         self.write_small().await?;
         self.encoder.finish().map_err(|e: ArrowError| e.to_string())?;
         self.send().await?;
+        check(Point::CheckpointFileEnd).map_err(|e| e.to_string())?;
         let done = tokio::time::timeout(PIECE_TIMEOUT, self.upload.shutdown()).await;
         done.map_err(|_| timed_out())?.map_err(|e| e.to_string())?;
+        check(Point::CheckpointFileDone).map_err(|e| e.to_string())?;
         Ok((self.rows, self.bytes, self.crc32.finalize()))
     }
 }

@@ -27,6 +27,7 @@ use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use orderflow_faults::{Point, pass};
 use orderflow_operators::epoch::Epoch;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -171,6 +172,7 @@ impl TopicLog {
             return Err(different(what));
         }
         init(settings, &producer)?;
+        pass(Point::TopicInit);
         let end = settings.retried(&producer, || producer.client().fetch_watermarks(&settings.topic, 0, CALL_WAIT).map(|(_, end)| end))?;
         reader.wait_decided(end)?;
         let read = reader.read(after)?;
@@ -212,6 +214,7 @@ impl TopicLog {
     fn transaction(&mut self, lines: &[String]) -> Result<(), EpochLogError> {
         let started = Instant::now();
         self.producer.begin_transaction().map_err(|error| self.failed(&error, started))?;
+        pass(Point::TopicBegun);
         for line in lines {
             let mut record = BaseRecord::<(), str>::to(&self.settings.topic).partition(0).payload(line);
             while let Err((error, back)) = self.producer.send(record) {
@@ -227,9 +230,13 @@ impl TopicLog {
         while self.producer.in_flight_count() > 0 && started.elapsed() < APPEND_WAIT {
             self.producer.poll((started.elapsed() / 8).clamp(Duration::from_millis(1), BACKOFF_MIN));
         }
+        pass(Point::TopicSent);
         let mut backoff = BACKOFF_MIN;
         loop {
-            let Err(error) = self.producer.commit_transaction(CALL_WAIT) else { return Ok(()) };
+            let Err(error) = self.producer.commit_transaction(CALL_WAIT) else {
+                pass(Point::TopicCommitted);
+                return Ok(());
+            };
             let again = match &error {
                 KafkaError::Flush(code) => *code == RDKafkaErrorCode::OperationTimedOut,
                 // The same commit goes on.

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
-use orderflow_sinks::store::{chain, lasting};
+use orderflow_faults::{Point, check};
+use orderflow_sinks::store::{chain, lasting, local_disk};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::EpochLogError;
@@ -73,8 +74,9 @@ impl Store {
         let (path, bytes) = (self.path(name), Bytes::from(bytes));
         let put = async || {
             let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+            check(Point::ObjectPut).map_err(local_disk)?;
             match self.store.put_opts(&path, PutPayload::from_bytes(bytes.clone()), options).await {
-                Ok(_) => Ok(Put::Done),
+                Ok(_) => check(Point::ObjectDone).map_err(local_disk).map(|()| Put::Done),
                 // An earlier try may have got through, its answer not.
                 Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => match self.store.get(&path).await {
                     Ok(found) => Ok(if found.bytes().await? == bytes { Put::Done } else { Put::Taken }),
