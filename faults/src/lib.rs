@@ -77,6 +77,11 @@ mod enabled {
         action("epoch_log.local.segment.bytes").and_then(|bytes| bytes.parse().ok())
     }
 
+    /// How far the clock that gives epochs their sealing times is ahead of the machine's: `seal_clock.ahead_ms=20*return(0)->return(-3600000)`.
+    pub fn clock_ahead_ms() -> i64 {
+        action("seal_clock.ahead_ms").and_then(|ms| ms.parse().ok()).unwrap_or(0)
+    }
+
     fn action(name: &str) -> Option<String> {
         fail::fail_point!(name, |argument| Some(argument.unwrap_or_default()));
         None
@@ -117,9 +122,15 @@ mod enabled {
 
     /// None: there are no fault points in this build.
     #[inline(always)]
+    pub fn clock_ahead_ms() -> i64 {
+        0
+    }
+
+    /// None: there are no fault points in this build.
+    #[inline(always)]
     pub fn segment_bytes_max() -> Option<u64> {
         None
     }
 }
 
-pub use enabled::{check, pass, segment_bytes_max, set_up};
+pub use enabled::{check, clock_ahead_ms, pass, segment_bytes_max, set_up};

@@ -11,8 +11,8 @@ use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions,
-    PutPayload, PutResult, Result,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions,
+    PutOptions, PutPayload, PutResult, Result,
 };
 
 /// What becomes of a call.
@@ -82,9 +82,10 @@ impl Faults {
             Fault::None => work.await,
             Fault::Lost => Err(down()),
             Fault::AnswerLost => work.await.and_then(|_| Err(down())),
-            Fault::Full => {
-                Err(Error::Generic { store: "faulty", source: io::Error::new(io::ErrorKind::StorageFull, "No space left on device").into() })
-            }
+            Fault::Full => Err(Error::Generic {
+                store: "faulty",
+                source: io::Error::new(io::ErrorKind::StorageFull, "No space left on device").into(),
+            }),
             Fault::Slow(wait) => {
                 tokio::time::sleep(wait).await;
                 work.await
@@ -103,12 +104,18 @@ fn down() -> Error {
 pub struct FaultyStore {
     store: Arc<dyn ObjectStore>,
     faults: Faults,
+    creates_only: bool,
 }
 
 impl FaultyStore {
     /// Does what `store` does, unless `faults` say otherwise.
     pub fn new(store: Arc<dyn ObjectStore>, faults: &Faults) -> FaultyStore {
-        FaultyStore { store, faults: faults.clone() }
+        FaultyStore { store, faults: faults.clone(), creates_only: false }
+    }
+
+    /// For whoever promises that nothing is ever replaced: a put that could panics.
+    pub fn creates_only(self) -> FaultyStore {
+        FaultyStore { creates_only: true, ..self }
     }
 
     /// A listing that comes with the fault of its call.
@@ -128,6 +135,7 @@ impl fmt::Display for FaultyStore {
 #[async_trait]
 impl ObjectStore for FaultyStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        assert!(!self.creates_only || opts.mode == PutMode::Create, "{location} could be replaced");
         self.faults.around(Call::Put, location, self.store.put_opts(location, payload, opts)).await
     }
 

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use orderflow_operators::batch::Batch;
@@ -21,7 +22,7 @@ use timely::dataflow::{InputHandle, ProbeHandle};
 use timely::worker::Worker;
 use tokio::sync::watch;
 
-use crate::checkpoint::{Begun, Trigger};
+use crate::checkpoint::{Begun, Trigger, Writers};
 use crate::dataflow::{self, Readers, RemoteReport, SealInput, Shared, owner_of_split, seal_batch};
 use crate::epoch_log::{EpochRecord, LogWriter};
 use crate::job_plan::{Progress, ProgressFn, Stop};
@@ -95,11 +96,13 @@ pub struct HeadSummary {
 }
 
 /// Where to read from, how far the log is durable, and, at the start, with which epoch it ended and of which epoch the checkpoint is that process 0 goes on
-/// from: (split, offset), ([`DURABLE`], epoch), ([`LOG_END`], epoch) or ([`RESUMED`], epoch).
+/// from: (split, offset), ([`DURABLE`], epoch), ([`LOG_END`], epoch) or ([`RESUMED`], epoch). And of checkpoints, up to which epoch changes of orders are
+/// missing: ([`ORDERS_LOST`], epoch).
 type ControlMessage = (u32, i64);
 const DURABLE: u32 = u32::MAX;
 const LOG_END: u32 = u32::MAX - 1;
 const RESUMED: u32 = u32::MAX - 2;
+const ORDERS_LOST: u32 = u32::MAX - 3;
 
 /// In the place of a report's kind: somebody asked another process than the sealer's to stop.
 const STOP: u8 = u8::MAX;
@@ -122,7 +125,7 @@ pub fn run(worker: &mut Worker, plan: &WorkerPlan, head: Option<Head>) -> Option
         let stream = scope.input_from(&mut seals);
         dataflow::build(scope, stream, readers.clone(), &plan.shared)
     });
-    let (mut control, inbox) = control_dataflow(worker, &plan.durable);
+    let (mut control, inbox) = control_dataflow(worker, plan);
     let wake = waker(worker, readers.borrow().source_operator.clone());
     plan.shared.failure.on_failure({
         let wake = wake.clone();
@@ -180,7 +183,7 @@ struct Inbox {
     resumed: Option<Epoch>,
 }
 
-fn control_dataflow(worker: &mut Worker, durable: &watch::Sender<Epoch>) -> (Control, Rc<RefCell<Inbox>>) {
+fn control_dataflow(worker: &mut Worker, plan: &WorkerPlan) -> (Control, Rc<RefCell<Inbox>>) {
     let inbox = Rc::new(RefCell::new(Inbox::default()));
     let (mut reports, mut messages) = (ReportInput::new_with_builder(), ControlInput::new_with_builder());
     worker.dataflow::<u64, _, _>(|scope| {
@@ -188,7 +191,8 @@ fn control_dataflow(worker: &mut Worker, durable: &watch::Sender<Epoch>) -> (Con
         scope.input_from(&mut reports).sink(Exchange::new(|_: &RemoteReport| 0), "reports", move |(input, _frontier)| {
             input.for_each(|_time, data| to.borrow_mut().reports.append(data));
         });
-        let (to, durable) = (inbox.clone(), durable.clone());
+        let (to, durable) = (inbox.clone(), plan.durable.clone());
+        let renewal = plan.shared.states.writers.as_ref().map(Writers::renewal);
         scope.input_from(&mut messages).broadcast().sink(Pipeline, "control", move |(input, _frontier)| {
             input.for_each(|_time, data| {
                 for (what, value) in data.drain(..) {
@@ -197,6 +201,8 @@ fn control_dataflow(worker: &mut Worker, durable: &watch::Sender<Epoch>) -> (Con
                         durable.send_modify(|epoch| *epoch = (*epoch).max(Epoch(value as u64)));
                     } else if what == LOG_END {
                         to.borrow_mut().log_end = Some(Epoch(value as u64));
+                    } else if what == ORDERS_LOST {
+                        renewal.iter().for_each(|renewal| _ = renewal.fetch_max(value as u64, Ordering::AcqRel));
                     } else if what == RESUMED {
                         to.borrow_mut().resumed = Some(Epoch(value as u64));
                     } else {
@@ -319,6 +325,7 @@ struct HeadState {
     progress_shown: Instant,
     opened: bool,
     durable_told: Epoch,
+    lost_told: Epoch,
     next: Epoch,
     /// Epochs in the dataflow, with the rows up to their ends.
     under_way: VecDeque<(Epoch, u64)>,
@@ -350,6 +357,7 @@ impl HeadState {
             progress_shown: Instant::now(),
             opened: false,
             durable_told: Epoch(0),
+            lost_told: Epoch(0),
             next,
             under_way: VecDeque::new(),
             rows_sealed: 0,
@@ -377,6 +385,11 @@ impl HeadState {
                 self.durable_told = durable;
                 body.tell_all((DURABLE, durable.0 as i64));
             }
+        }
+        let lost = self.checkpoints.as_ref().map_or(Epoch(0), |checkpoints| checkpoints.trigger.orders_lost());
+        if lost > self.lost_told {
+            self.lost_told = lost;
+            body.tell_all((ORDERS_LOST, lost.0 as i64));
         }
         while self.under_way.front().is_some_and(|&(epoch, _)| !self.probe.less_than(&time_of(epoch.next()))) {
             self.rows_done = self.under_way.pop_front().map_or(0, |(_, rows)| rows);

@@ -19,8 +19,8 @@ use super::error::{classify, what};
 use super::settings::DeltaSettings;
 use super::statistics::INDEXED_COLUMNS;
 use super::stores;
-use crate::store::{self, local_disk};
 use crate::SinkError;
+use crate::store::{self, local_disk};
 
 /// How long entries of a new table's log are kept. On local disk a commit looks through all of them: a day's, at a commit every
 /// five seconds, take it some 20 ms, a week's 150 ms.

@@ -16,6 +16,8 @@ use super::super::EpochLogError;
 
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(20);
+/// However little patience is left, a call may take so long.
+const CALL_MIN: Duration = Duration::from_millis(50);
 /// How long all tries of a call may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -127,15 +129,16 @@ impl Store {
     /// Tries until it is done, fails for good, or patience is at its end.
     async fn patiently<T, F: Future<Output = Result<T, Error>>>(&self, mut call: impl FnMut() -> F) -> Result<T, Failure> {
         let end = Instant::now() + self.patience;
+        let longest = CALL.min(self.patience.max(CALL_MIN));
         let mut backoff = Backoff::default();
         loop {
-            let reason = match timeout(CALL, call()).await {
+            let reason = match timeout(longest, call()).await {
                 Ok(Ok(done)) => return Ok(done),
                 Ok(Err(error)) => match lasting(&error) {
                     Some(advice) => return Err(Failure::Lasts(format!("{}; {advice}", chain(&error)))),
                     None => chain(&error),
                 },
-                Err(_) => format!("no answer within {} s", CALL.as_secs()),
+                Err(_) => format!("no answer within {} s", longest.as_secs_f64()),
             };
             let wait = backoff.next();
             if Instant::now() + wait >= end {
