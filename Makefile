@@ -4,11 +4,15 @@ CARGO ?= cargo
 ORDERS ?= 1000000
 PYTHON ?= python3
 
-.PHONY: help demo test bench lint setup build
+RUNS ?= 200
+SEED ?= 1
+
+.PHONY: help demo test campaign bench lint setup build
 
 help:
 	@echo 'make demo    build, generate $(ORDERS) orders with a flash sale, run them through the whole job, print the reports'
 	@echo 'make test    run every test'
+	@echo 'make campaign  kill the job over $(RUNS) runs, at each fault point and at any time, and compare every sink; SEED=$(SEED)'
 	@echo 'make bench   run every bench (an idle machine gives steadier figures)'
 	@echo 'make lint    check format, lints and documentation'
 	@echo 'make setup   install what the build needs, or name it'
@@ -24,6 +28,10 @@ build: setup
 test: setup
 	$(CARGO) test --workspace
 	@deploy/dev/python-checks.sh $(PYTHON)
+
+# The seed says which input, settings, points and kills. It prints a line a run and a table of the points.
+campaign: setup
+	CAMPAIGN_RUNS=$(RUNS) ORDERFLOW_TEST_SEED=$(SEED) $(CARGO) test --workspace --test campaign -- --ignored --exact campaign --nocapture
 
 bench: setup
 	$(CARGO) bench --workspace

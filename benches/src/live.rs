@@ -159,7 +159,7 @@ fn run(rows: Option<u64>, ready_rows: u64, settings: &[String]) -> Outcome<()> {
         orderflow::logging::start(&config.log, BoxMakeWriter::new(std::io::stderr));
     }
     let handles = Handles { stop, progress, ..Handles::quiet() };
-    let summary = job::run(RunPlan { config, cluster: None, handles })?;
+    let summary = job::run(RunPlan { config, cluster: None, drain: false, handles })?;
     let latency = summary.latency.unwrap_or_default();
     let [p50, p99] = [latency.p50, latency.p99].map(|time| time.as_secs_f64() * 1e3);
     println!("{} {} {} {p50} {p99}", summary.decisions.total(), summary.epochs, summary.seconds);

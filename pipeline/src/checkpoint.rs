@@ -28,7 +28,9 @@
 //! multiple of its own rows.
 //!
 //! If the store is down, or slower than the changes come, the recorder drops what it has above a limit and begins anew with bases: a checkpoint fails, the job
-//! goes on. Where it was changes of orders that were dropped, there is no checkpoint until the job is started again, since the windows rest on them.
+//! goes on. Where it was changes of orders that were dropped, on one worker, the windows' groups are written anew on all of them, since they rest on
+//! these changes: the coordinator tells the sealer, and that all workers. We maintain the invariant that **a manifest is put only if every group of every
+//! operator has a base that is not before the last change that is missing**.
 //!
 //! **Taking up.** Files are checked against the checksums of the manifest before the first is used; if one is damaged or gone, the checkpoint before
 //! is taken, with a warning. Rows find their worker by their key, so any number of workers and processes can take them up.

@@ -451,5 +451,5 @@ fn seal_clock(config: &Config, cut: Cut) -> Result<Box<dyn FnMut(Epoch) -> i64 +
             .map_err(|e| JobError::Setting(format!("replay.start \"{}\": {e}; write it like 2026-01-05T10:00:00Z", config.replay.start)))?;
         return Ok(crate::worker::fixed_clock(start.timestamp_millis(), config.replay.step.as_micros() / 1000));
     }
-    Ok(Box::new(|_| Utc::now().timestamp_millis()))
+    Ok(Box::new(|_| Utc::now().timestamp_millis().saturating_add(orderflow_faults::clock_ahead_ms())))
 }

@@ -11,5 +11,6 @@ static ALLOCATOR: allocator::MiMalloc = allocator::MiMalloc;
 
 fn main() -> ExitCode {
     allocator::set_up();
+    orderflow_faults::set_up();
     cli::main()
 }

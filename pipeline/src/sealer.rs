@@ -450,6 +450,35 @@ mod tests {
         assert_eq!(ranges(sealer.next(0, 5)), [(0, (0, 9)), (1, (10, 11))]);
     }
 
+    /// A clock that is set while the job runs, and between two of its lives.
+    #[test]
+    fn sealing_times_follow_the_clock_forward_only() {
+        const HOUR: i64 = 3_600_000;
+        let live = Cut::Live { linger: Duration::ZERO };
+        let mut log: Vec<EpochRecord> = Vec::new();
+        let seal = |sealer: &mut Sealer, clock: &[i64], log: &mut Vec<EpochRecord>| {
+            for &now_ms in clock {
+                sealer.hear(0, Report::End(log.len() as i64 + 1));
+                let Next::Sealed(record) = sealer.next(now_ms, 0) else { panic!("there is a row") };
+                log.push(record);
+            }
+        };
+        seal(&mut Sealer::new(live, 10, vec![], &starts(&[(0, 1)])), &[HOUR, 6 * HOUR, 2 * HOUR, 6 * HOUR + 1], &mut log);
+        // The next life's clock is days behind. It knows of the first one by the log, or by a checkpoint alone.
+        let mut by_log = Sealer::new(live, 10, log.clone(), &starts(&[(0, 1)]));
+        while !by_log.is_live() {
+            assert!(matches!(by_log.next(-48 * HOUR, 0), Next::Replayed(_)));
+        }
+        let mut by_checkpoint = Sealer::new(live, 10, vec![], &starts(&[(0, 1)])).resume(Epoch(4), 6 * HOUR + 1, &[4]);
+        for sealer in [&mut by_log, &mut by_checkpoint] {
+            let mut log = log.clone();
+            seal(sealer, &[-48 * HOUR, 6 * HOUR, 7 * HOUR], &mut log);
+            let times: Vec<i64> = log.iter().map(|record| record.sealed_at - 6 * HOUR).collect();
+            assert_eq!(times, [-5 * HOUR, 0, 0, 1, 1, 1, HOUR]);
+            assert!(log.iter().map(|record| record.epoch.0).eq(1..=7));
+        }
+    }
+
     #[test]
     fn recorded_epochs_alone_are_played() {
         let record = EpochRecord { epoch: Epoch(8), sealed_at: 9, ranges: [(1, (3, 5))].into(), splits: BTreeMap::new() };

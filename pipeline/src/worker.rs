@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use orderflow_operators::batch::Batch;
@@ -22,7 +23,7 @@ use timely::dataflow::{InputHandle, ProbeHandle};
 use timely::worker::Worker;
 use tokio::sync::watch;
 
-use crate::checkpoint::{Begun, Trigger};
+use crate::checkpoint::{Begun, Trigger, Writers};
 use crate::dataflow::{self, Readers, RemoteReport, SealInput, Shared, owner_of_split, seal_batch};
 use crate::epoch_log::{AddedSplit, EpochRecord, LogWriter};
 use crate::job_plan::{Progress, ProgressFn, Stop};
@@ -106,6 +107,8 @@ enum ControlMessage {
     LogEnd(Epoch),
     /// At the start: of which epoch the checkpoint is that process 0 goes on from; 0: none.
     Resumed(Epoch),
+    /// Of checkpoints: up to which epoch changes of orders are missing.
+    OrdersLost(Epoch),
     /// There is a split that this worker reads from here on.
     Read(Assigned),
 }
@@ -143,7 +146,7 @@ pub fn run(worker: &mut Worker, plan: &WorkerPlan, head: Option<Head>) -> Option
         let stream = scope.input_from(&mut seals);
         dataflow::build(scope, stream, readers.clone(), &plan.shared)
     });
-    let (mut control, inbox) = control_dataflow(worker, &plan.durable);
+    let (mut control, inbox) = control_dataflow(worker, plan);
     let wake = waker(worker, readers.borrow().source_operator.clone());
     plan.shared.failure.on_failure({
         let wake = wake.clone();
@@ -201,7 +204,7 @@ struct Inbox {
     resumed: Option<Epoch>,
 }
 
-fn control_dataflow(worker: &mut Worker, durable: &watch::Sender<Epoch>) -> (Control, Rc<RefCell<Inbox>>) {
+fn control_dataflow(worker: &mut Worker, plan: &WorkerPlan) -> (Control, Rc<RefCell<Inbox>>) {
     let inbox = Rc::new(RefCell::new(Inbox::default()));
     let (mut reports, mut messages) = (ReportInput::new_with_builder(), ControlInput::new_with_builder());
     worker.dataflow::<u64, _, _>(|scope| {
@@ -209,7 +212,8 @@ fn control_dataflow(worker: &mut Worker, durable: &watch::Sender<Epoch>) -> (Con
         scope.input_from(&mut reports).sink(Exchange::new(|_: &RemoteReport| 0), "reports", move |(input, _frontier)| {
             input.for_each(|_time, data| to.borrow_mut().reports.append(data));
         });
-        let (to, durable) = (inbox.clone(), durable.clone());
+        let (to, durable) = (inbox.clone(), plan.durable.clone());
+        let renewal = plan.shared.states.writers.as_ref().map(Writers::renewal);
         scope.input_from(&mut messages).broadcast().sink(Pipeline, "control", move |(input, _frontier)| {
             input.for_each(|_time, data| {
                 for message in data.drain(..) {
@@ -219,6 +223,9 @@ fn control_dataflow(worker: &mut Worker, durable: &watch::Sender<Epoch>) -> (Con
                         ControlMessage::LogEnd(epoch) => to.borrow_mut().log_end = Some(epoch),
                         ControlMessage::Resumed(epoch) => to.borrow_mut().resumed = Some(epoch),
                         ControlMessage::Read(assigned) => to.borrow_mut().assigned.push(assigned),
+                        ControlMessage::OrdersLost(through) => {
+                            renewal.iter().for_each(|renewal| _ = renewal.fetch_max(through.0, Ordering::AcqRel))
+                        }
                     }
                 }
             });
@@ -341,6 +348,7 @@ struct HeadState {
     progress_shown: Instant,
     opened: bool,
     durable_told: Epoch,
+    lost_told: Epoch,
     next: Epoch,
     /// Epochs in the dataflow, with the rows up to their ends.
     under_way: VecDeque<(Epoch, u64)>,
@@ -375,6 +383,7 @@ impl HeadState {
             progress_shown: Instant::now(),
             opened: false,
             durable_told: Epoch(0),
+            lost_told: Epoch(0),
             next,
             under_way: VecDeque::new(),
             rows_sealed: 0,
@@ -406,6 +415,11 @@ impl HeadState {
                 self.durable_told = durable;
                 body.tell_all(ControlMessage::Durable(durable));
             }
+        }
+        let lost = self.checkpoints.as_ref().map_or(Epoch(0), |checkpoints| checkpoints.trigger.orders_lost());
+        if lost > self.lost_told {
+            self.lost_told = lost;
+            body.tell_all(ControlMessage::OrdersLost(lost));
         }
         while self.under_way.front().is_some_and(|&(epoch, _)| !self.probe.less_than(&time_of(epoch.next()))) {
             self.rows_done = self.under_way.pop_front().map_or(0, |(_, rows)| rows);

@@ -32,6 +32,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
+use orderflow_faults::Point;
 use orderflow_operators::epoch::Epoch;
 use orderflow_operators::streams::Stream;
 
@@ -170,7 +171,9 @@ impl ClickHouseSink {
         }
         for (number, insert) in cut_into_inserts(&batches, commit.cut).iter().enumerate().skip(open.inserts_done) {
             let token = self.commits.token(commit, number);
+            self.connection.point(&what, Point::ClickHouseInsert)?;
             self.connection.insert(self.stream.name(), &token, insert, state.server.has_deduplicate_insert).await?;
+            self.connection.point(&what, Point::ClickHouseInserted)?;
             open.inserts_done = number + 1;
         }
         self.commits.commit(commit, rows).await?;

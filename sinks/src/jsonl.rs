@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
+use orderflow_faults::{Point, check};
 use orderflow_operators::epoch::Epoch;
 use serde::{Deserialize, Serialize};
 
@@ -108,18 +109,22 @@ impl Files {
 
     /// Appends `lines`, over what an earlier try may have left, and then records it.
     fn append(&self, at: Committed, through: Epoch, lines: &[u8]) -> io::Result<Committed> {
+        check(Point::JsonLines)?;
         let mut file = self.open()?;
         file.set_len(at.bytes)?;
         file.seek(SeekFrom::Start(at.bytes))?;
         file.write_all(lines)?;
         file.sync_data()?;
+        check(Point::JsonLinesWritten)?;
         let committed = Committed { epoch: through, bytes: at.bytes + lines.len() as u64 };
         let new = self.committed.with_extension("new");
         let mut record = File::create(&new)?;
         record.write_all(&serde_json::to_vec(&committed)?)?;
         record.sync_data()?;
+        check(Point::JsonRecord)?;
         std::fs::rename(&new, &self.committed)?;
         File::open(&self.folder)?.sync_all()?;
+        check(Point::JsonRecorded)?;
         Ok(committed)
     }
 

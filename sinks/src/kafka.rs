@@ -36,6 +36,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
+use orderflow_faults::Point;
 use orderflow_operators::epoch::Epoch;
 use orderflow_operators::streams::Stream;
 
@@ -107,6 +108,18 @@ pub enum Step {
     Acknowledged,
     /// The transaction is committed; the sink has not noted it.
     Committed,
+}
+
+impl Step {
+    fn point(self) -> Point {
+        match self {
+            Step::Begun => Point::KafkaBegun,
+            Step::HalfSent => Point::KafkaHalfSent,
+            Step::Sent => Point::KafkaOffsets,
+            Step::Acknowledged => Point::KafkaCommit,
+            Step::Committed => Point::KafkaCommitted,
+        }
+    }
 }
 
 /// Writes one stream to its topic.

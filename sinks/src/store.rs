@@ -14,7 +14,7 @@ use object_store::{ObjectStore, ObjectStoreScheme};
 use url::Url;
 
 pub use self::error::{chain, lasting};
-pub use self::local::DurableLocal;
+pub use self::local::{DurableLocal, local_disk};
 use crate::SinkError;
 
 /// The address of a folder: a URL, or a path of this machine, which is made absolute.

@@ -1,5 +1,7 @@
 //! Nexmark: queries over an auction house's events, compared with DataFusion's answer to the same question over all of them at once.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};

@@ -2,6 +2,8 @@
 //!
 //! `live_stock` is not among them: which of two streams' rows is the last one is known in the job only.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 

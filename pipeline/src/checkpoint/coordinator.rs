@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
@@ -50,12 +50,19 @@ pub(crate) struct Begun {
 pub(crate) struct Trigger {
     begun: mpsc::UnboundedSender<Begun>,
     under_way: Arc<AtomicBool>,
+    /// Changes of orders up to this epoch are missing.
+    lost: Arc<AtomicU64>,
 }
 
 impl Trigger {
     /// Whether one is being made.
     pub fn is_under_way(&self) -> bool {
         self.under_way.load(Ordering::Acquire)
+    }
+
+    /// Up to which epoch changes of orders are missing, so that the windows of the fraud features must be written anew; 0: nothing is missing.
+    pub fn orders_lost(&self) -> Epoch {
+        Epoch(self.lost.load(Ordering::Acquire))
     }
 
     /// A checkpoint is of the state after this epoch.
@@ -93,18 +100,25 @@ impl Coordinator {
     /// Makes checkpoints until the job ends; and the trigger for it.
     pub(crate) fn start(self, runtime: &tokio::runtime::Handle) -> (Trigger, tokio::task::JoinHandle<()>) {
         let (begun, queue) = mpsc::unbounded_channel();
-        let under_way = Arc::new(AtomicBool::new(false));
-        let trigger = Trigger { begun, under_way: under_way.clone() };
+        let trigger = Trigger { begun, under_way: Arc::default(), lost: Arc::default() };
+        let shared = trigger.clone();
         let task = runtime.spawn(async move {
-            let _ended = self.run(queue, under_way).await;
+            let Trigger { under_way, lost, .. } = shared;
+            let _ended = self.run(queue, under_way, lost).await;
         });
         (trigger, task)
     }
 
-    async fn run(mut self, mut begun: mpsc::UnboundedReceiver<Begun>, under_way: Arc<AtomicBool>) -> Result<(), Ended> {
+    async fn run(
+        mut self,
+        mut begun: mpsc::UnboundedReceiver<Begun>,
+        under_way: Arc<AtomicBool>,
+        told_lost: Arc<AtomicU64>,
+    ) -> Result<(), Ended> {
         let mut own: BTreeMap<Epoch, (usize, Part, Option<WatermarkState>)> = BTreeMap::new();
         // What was written since the last manifest.
         let mut pending = Part::default();
+        let mut orders_lost: Option<Epoch> = None;
         while let Some(Finished { epoch, part, watermark }) = self.finished.recv().await {
             let (count, whole, clock) = own.entry(epoch).or_default();
             *count += 1;
@@ -129,6 +143,16 @@ impl Coordinator {
             // The sealer began it before any operator could end it.
             let Some(begun) = begun.recv().await else { return Ok(()) };
             debug_assert_eq!(begun.epoch, epoch);
+            orders_lost = orders_lost.max(pending.orders_lost.take());
+            if let Some(lost) = orders_lost {
+                if self.last.does_without(lost, &pending) {
+                    orders_lost = None;
+                } else {
+                    told_lost.store(lost.0, Ordering::Release);
+                    let why = || format!("changes of orders up to epoch {lost} are missing, what rests on them is written anew");
+                    pending.incomplete.get_or_insert_with(why);
+                }
+            }
             match pending.incomplete.take() {
                 Some(why) => tracing::warn!(epoch = epoch.0, why, "no checkpoint could be made of this epoch"),
                 None => {
@@ -219,4 +243,5 @@ fn merge(whole: &mut Part, part: Part) {
     }
     whole.sinks.extend(part.sinks);
     whole.incomplete = whole.incomplete.take().or(part.incomplete);
+    whole.orders_lost = whole.orders_lost.max(part.orders_lost);
 }

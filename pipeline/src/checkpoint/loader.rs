@@ -8,6 +8,7 @@ use arrow::buffer::{BooleanBuffer, Buffer};
 use arrow::compute::filter_record_batch;
 use arrow::ipc::reader::StreamDecoder;
 use futures::StreamExt;
+use orderflow_faults::{Point, pass};
 use orderflow_operators::columns::{text, u64s};
 use orderflow_operators::epoch::Epoch;
 use orderflow_operators::features::KeyKind;
@@ -136,6 +137,7 @@ impl Loader {
     /// # Errors
     /// If a file cannot be read any more.
     pub fn restore(&self, operator: &str, worker: usize, peers: usize, state: &mut dyn KeyedState) -> Result<u64, CheckpointError> {
+        pass(Point::CheckpointRestore);
         state.begin_restore(self.manifest.watermark.watermark);
         let (sender, mut batches) = mpsc::channel(BATCHES_AHEAD);
         self.runtime.spawn(read(self.clone(), Needs::new(&self.manifest, operator, worker, peers), sender));
@@ -145,6 +147,7 @@ impl Loader {
             rows += batch.num_rows() as u64;
             state.restore(&batch);
         }
+        pass(Point::CheckpointRestored);
         Ok(rows)
     }
 }

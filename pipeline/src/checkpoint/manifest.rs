@@ -91,6 +91,9 @@ pub struct Part {
     pub sinks: Vec<String>,
     /// Why the state is not whole, if it is not.
     pub incomplete: Option<String>,
+    /// Some changes of orders up to this epoch are missing.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub orders_lost: Option<Epoch>,
 }
 
 impl Manifest {
@@ -119,6 +122,13 @@ impl Manifest {
             Some(bases) if bases.len() == KEY_GROUPS => bases.values().map(|base| base.epoch).min().unwrap_or_default(),
             _ => Epoch(0),
         }
+    }
+
+    /// Whether, with what was written since, the windows of the fraud features do without the changes of orders up to `lost`.
+    pub fn does_without(&self, lost: Epoch, since: &Part) -> bool {
+        let mut with = Manifest { bases: self.bases.clone(), ..Manifest::nothing(self.header.clone()) };
+        with.extend(Part { bases: since.bases.clone(), ..Part::default() });
+        KeyKind::ALL.iter().all(|kind| with.oldest_base(kind.name()) >= lost)
     }
 
     /// Adds what was written since, and leaves out what is no longer needed.
@@ -187,4 +197,37 @@ impl Manifest {
 /// Whether it is a plain name, so that a manifest cannot lead elsewhere.
 fn is_data_name(name: &str) -> bool {
     name.ends_with(".arrow") && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) && !name.contains("..")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bases(kinds: &[KeyKind], groups: std::ops::Range<u16>, epoch: u64) -> BTreeMap<String, BTreeMap<u16, Base>> {
+        let of_kind = || groups.clone().map(|group| (group, Base { epoch: Epoch(epoch), file: None })).collect();
+        kinds.iter().map(|kind| (kind.name().to_owned(), of_kind())).collect()
+    }
+
+    #[test]
+    fn lost_changes_of_orders_are_made_up_for_by_every_group_of_every_window() {
+        let header = LogHeader {
+            format: LogHeader::FORMAT,
+            job: "job".into(),
+            splits: Vec::new(),
+            starts: Vec::new(),
+            topics: BTreeMap::new(),
+            settings: BTreeMap::new(),
+        };
+        let nothing = Manifest::nothing(header);
+        let all = 0..KEY_GROUPS as u16;
+        let since = |bases| Part { bases, ..Part::default() };
+        assert!(!nothing.does_without(Epoch(5), &Part::default()), "what has no base rests on all changes");
+        assert!(nothing.does_without(Epoch(5), &since(bases(&KeyKind::ALL, all.clone(), 5))));
+        assert!(!nothing.does_without(Epoch(5), &since(bases(&KeyKind::ALL, all.clone(), 4))));
+        assert!(!nothing.does_without(Epoch(5), &since(bases(&KeyKind::ALL[1..], all.clone(), 5))));
+        assert!(!nothing.does_without(Epoch(5), &since(bases(&KeyKind::ALL, 1..KEY_GROUPS as u16, 5))));
+        // Some were written before, and those that were not, since.
+        let half = Manifest { bases: bases(&KeyKind::ALL, 0..60, 7), ..nothing };
+        assert!(half.does_without(Epoch(5), &since(bases(&KeyKind::ALL, 60..KEY_GROUPS as u16, 6))));
+    }
 }

@@ -1,7 +1,7 @@
 //! Beside a keyed operator of a worker: passes on what its state becomes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use arrow::array::RecordBatch;
 use orderflow_operators::epoch::{Epoch, EpochInfo};
@@ -48,6 +48,8 @@ pub(super) struct Channel {
     pub waiting_bytes: Arc<AtomicUsize>,
     /// Something could not be written: the recorder begins anew.
     pub broken: Arc<AtomicBool>,
+    /// For an operator whose changes are another's: bases of before this epoch are of no use, since some of those changes are missing.
+    pub renewal: Option<Arc<AtomicU64>>,
 }
 
 /// Below this many changed rows a group is not written again.
@@ -70,6 +72,8 @@ pub struct Recorder {
     /// Rows of bases that may be written; below 0 if a large group took more.
     budget: i64,
     lost: bool,
+    /// Groups were last written anew for what was missing up to this epoch.
+    renewed: Epoch,
 }
 
 /// A key group that this worker has.
@@ -86,7 +90,7 @@ impl Recorder {
     /// Of `worker`'s part of an operator, of `peers`. What there is already is in an earlier checkpoint, or nothing.
     pub(super) fn new(settings: RecorderSettings, channel: Channel, worker: usize, peers: usize) -> Recorder {
         let groups = owned_groups(worker, peers).map(|group| Group { group, changed: 0, checkpoints: 0, due: false }).collect();
-        Recorder { settings, channel, groups, next: 0, changed: 0, checkpoints: 0, budget: 0, lost: false }
+        Recorder { settings, channel, groups, next: 0, changed: 0, checkpoints: 0, budget: 0, lost: false, renewed: Epoch(0) }
     }
 
     /// An epoch is over.
@@ -95,6 +99,13 @@ impl Recorder {
         if self.channel.broken.swap(false, Ordering::Relaxed) {
             self.lost = true;
             let _ = self.channel.written.send(Written::Lost { epoch });
+        }
+        if let Some(renewal) = &self.channel.renewal {
+            let missing = Epoch(renewal.load(Ordering::Acquire));
+            if missing > self.renewed && epoch >= missing {
+                self.renewed = missing;
+                self.groups.iter_mut().for_each(|group| group.due = true);
+            }
         }
         let mut rows = state.take_changed_rows() as usize;
         self.changed += rows as u64;

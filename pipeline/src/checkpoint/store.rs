@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use orderflow_faults::{Point, check, pass};
 use orderflow_operators::epoch::Epoch;
 use orderflow_sinks::store;
 
@@ -102,11 +103,12 @@ impl CheckpointStore {
         self.within(&format!("read {folder}/{name}"), request).await
     }
 
-    async fn create(&self, folder: &str, name: &str, bytes: Vec<u8>) -> Result<bool, CheckpointError> {
+    async fn create(&self, folder: &str, name: &str, bytes: Vec<u8>, [before, after]: [Point; 2]) -> Result<bool, CheckpointError> {
         let (path, options) = (self.at(folder, name), PutOptions::from(PutMode::Create));
         let request = async {
+            check(before).map_err(store::local_disk)?;
             match self.store.put_opts(&path, bytes.into(), options).await {
-                Ok(_) => Ok(true),
+                Ok(_) => check(after).map_err(store::local_disk).map(|()| true),
                 Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
                 Err(error) => Err(error),
             }
@@ -193,7 +195,8 @@ impl CheckpointStore {
     /// Makes a checkpoint valid. False if there is one of that epoch.
     pub(super) async fn commit(&self, manifest: &Manifest) -> Result<bool, CheckpointError> {
         let json = serde_json::to_vec_pretty(manifest).expect("a manifest is plain data");
-        self.create("manifests", &format!("{:020}.json", manifest.epoch.0), json).await
+        let points = [Point::CheckpointManifest, Point::CheckpointManifestDone];
+        self.create("manifests", &format!("{:020}.json", manifest.epoch.0), json, points).await
     }
 
     /// Keeps a checkpoint under a name.
@@ -208,7 +211,7 @@ impl CheckpointStore {
         }
         let json = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain data");
         let object = format!("{:020}-{name}.json", manifest.epoch.0);
-        if !self.create("savepoints", &object, json).await? {
+        if !self.create("savepoints", &object, json, [Point::Savepoint, Point::SavepointDone]).await? {
             return Err(taken());
         }
         // The job may have removed its files in between: then the name would keep nothing.
@@ -232,7 +235,7 @@ impl CheckpointStore {
     pub(super) async fn put_part(&self, epoch: Epoch, process: usize, part: &Part) -> Result<(), CheckpointError> {
         let name = part_name(epoch, process);
         let json = serde_json::to_vec(part).expect("a part is plain data");
-        self.create("parts", &name, json).await.map(|_| ())
+        self.create("parts", &name, json, [Point::CheckpointPart, Point::CheckpointPartDone]).await.map(|_| ())
     }
 
     /// What a process has written of a checkpoint, once it has.
@@ -251,6 +254,7 @@ impl CheckpointStore {
         for name in self.names("parts").await?.iter().filter(|name| name.ends_with(&end)) {
             self.remove("parts", name).await?;
         }
+        pass(Point::CheckpointLife);
         Ok(())
     }
 
@@ -281,20 +285,24 @@ impl CheckpointStore {
             used.extend(self.manifest(listed).await?.files.into_keys());
         }
         let mut removed = 0;
+        check(Point::CheckpointGarbage).map_err(|error| self.error("remove old checkpoints", store::local_disk(error)))?;
         for listed in &old {
             self.remove_checkpoint(listed).await?;
+            pass(Point::CheckpointOldManifest);
             removed += 1;
         }
         let begun = |name: &str| name.split_once('-').and_then(|(epoch, _)| epoch.parse().ok()).map(Epoch);
         for name in self.names("data").await? {
             if begun(&name).is_some_and(|epoch| epoch <= newest) && !used.contains(&name) {
                 self.remove("data", &name).await?;
+                pass(Point::CheckpointOldFile);
                 removed += 1;
             }
         }
         for name in self.names("parts").await? {
             if begun(&name).is_some_and(|epoch| epoch <= newest) {
                 self.remove("parts", &name).await?;
+                pass(Point::CheckpointOldPart);
                 removed += 1;
             }
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
@@ -12,8 +12,10 @@ use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
 use object_store::ObjectStore;
 use object_store::buffered::BufWriter;
+use orderflow_faults::{Point, check};
 use orderflow_operators::dataflow::concat;
 use orderflow_operators::epoch::{Epoch, EpochInfo};
+use orderflow_operators::features::KeyKind;
 use orderflow_operators::keys::owned_groups;
 use orderflow_operators::watermark::WatermarkState;
 use tokio::io::AsyncWriteExt;
@@ -43,6 +45,8 @@ pub struct Writers {
     finished: mpsc::UnboundedSender<Finished>,
     /// How many there are, the clock among them.
     count: Arc<AtomicUsize>,
+    /// As [`Channel::renewal`], for the windows of the fraud features.
+    renewal: Arc<AtomicU64>,
 }
 
 /// A writer has written all of its operator on its worker up to an epoch.
@@ -63,12 +67,17 @@ impl Writers {
         resumed: Epoch,
     ) -> (Writers, mpsc::UnboundedReceiver<Finished>) {
         let (finished, parts) = mpsc::unbounded_channel();
-        (Writers { runtime, store, settings, resumed, finished, count: Arc::default() }, parts)
+        (Writers { runtime, store, settings, resumed, finished, count: Arc::default(), renewal: Arc::default() }, parts)
     }
 
     /// How many there are: known when all workers have their dataflow, which is before any epoch is over.
     pub(crate) fn count(&self) -> Arc<AtomicUsize> {
         self.count.clone()
+    }
+
+    /// To be told up to which epoch changes of orders are missing, on whatever worker: the windows of the fraud features are then written anew.
+    pub(crate) fn renewal(&self) -> Arc<AtomicU64> {
+        self.renewal.clone()
     }
 
     /// The clock takes part in checkpoints, too: on one worker of each process.
@@ -105,7 +114,9 @@ impl Writers {
         };
         let (waiting, finished) = (waiting_bytes.clone(), self.finished.clone());
         self.runtime.spawn(writer.run(queue, waiting, finished));
-        Recorder::new(self.settings, Channel { written, waiting_bytes, broken }, worker, peers)
+        let rests_on_orders = KeyKind::ALL.iter().any(|kind| kind.name() == operator);
+        let renewal = rests_on_orders.then(|| self.renewal.clone());
+        Recorder::new(self.settings, Channel { written, waiting_bytes, broken, renewal }, worker, peers)
     }
 }
 
@@ -226,12 +237,9 @@ impl Writer {
             self.check(epoch, Err(error));
             part = Part::default();
         }
+        // The windows of the fraud features, on any worker, rest on these changes, and their writers do not know of the loss.
+        part.orders_lost = self.lost.filter(|_| self.operator == ORDERS);
         match self.lost {
-            // The windows of the fraud features, on any worker, rest on these changes, and their bases do not know of the loss.
-            Some(_) if self.operator == ORDERS => {
-                let why = "changes of orders are missing: no checkpoint can be made until the job is started again";
-                part.incomplete = Some(why.to_owned());
-            }
             Some(lost) if self.groups.iter().any(|group| self.based.get(group).is_none_or(|base| *base < lost)) => {
                 part.incomplete = Some(format!("{} on worker {} is behind, or could not be written", self.operator, self.worker));
             }
@@ -303,6 +311,7 @@ impl File {
         let bytes = Bytes::from(std::mem::take(self.encoder.get_mut()));
         self.crc32.update(&bytes);
         self.bytes += bytes.len() as u64;
+        check(Point::CheckpointFile).map_err(|e| e.to_string())?;
         let sent = tokio::time::timeout(PIECE_TIMEOUT, self.upload.put(bytes)).await;
         sent.map_err(|_| timed_out())?.map_err(|e| e.to_string())
     }
@@ -311,8 +320,10 @@ impl File {
         self.write_small().await?;
         self.encoder.finish().map_err(|e: ArrowError| e.to_string())?;
         self.send().await?;
+        check(Point::CheckpointFileEnd).map_err(|e| e.to_string())?;
         let done = tokio::time::timeout(PIECE_TIMEOUT, self.upload.shutdown()).await;
         done.map_err(|_| timed_out())?.map_err(|e| e.to_string())?;
+        check(Point::CheckpointFileDone).map_err(|e| e.to_string())?;
         Ok((self.rows, self.bytes, self.crc32.finalize()))
     }
 }

@@ -13,6 +13,7 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use orderflow_faults::{Point, check, pass, segment_bytes_max};
 use orderflow_operators::epoch::Epoch;
 
 use super::lines::{Sequence, follow, parse_line, push_line};
@@ -55,7 +56,7 @@ impl LocalLog {
     /// # Errors
     /// If it is in use, belongs to another job, ends before `after`, or cannot be read or written.
     pub fn open(folder: &Path, header: &LogHeader, after: Epoch) -> Result<(LocalLog, Vec<EpochRecord>), EpochLogError> {
-        LocalLog::open_with(folder, header, after, SEGMENT_BYTES_MAX)
+        LocalLog::open_with(folder, header, after, segment_bytes_max().unwrap_or(SEGMENT_BYTES_MAX))
     }
 
     fn open_with(
@@ -84,6 +85,7 @@ impl LocalLog {
         for folder in folders {
             sync_folder(folder)?;
         }
+        pass(Point::LogOpened);
         let lock = FolderLock { _file: Arc::new(lock) };
         let log = LocalLog { folder: folder.to_owned(), segment, file, bytes, segment_bytes_max, header, last, lock, buffer: Vec::new() };
         Ok((log, records))
@@ -111,9 +113,23 @@ impl LocalLog {
     /// Goes on in a new segment.
     fn begin_segment(&mut self) -> Result<(), EpochLogError> {
         let segment = Segment::at(&self.folder, self.last.0 + 1);
+        check(Point::SegmentBegin).map_err(failed(&segment.path))?;
         (self.file, self.bytes) = segment.continued(&self.header, 0).map_err(failed(&segment.path))?;
         self.segment = segment;
-        sync_folder(&self.folder)
+        pass(Point::SegmentCreated);
+        sync_folder(&self.folder)?;
+        pass(Point::SegmentBegun);
+        Ok(())
+    }
+
+    /// Makes the records in the buffer durable.
+    fn write(&mut self) -> io::Result<()> {
+        check(Point::LogWrite)?;
+        self.file.write_all(&self.buffer)?;
+        check(Point::LogSync)?;
+        self.file.sync_data()?;
+        pass(Point::LogSynced);
+        Ok(())
     }
 }
 
@@ -131,7 +147,7 @@ impl EpochLog for LocalLog {
         for record in records {
             push_line(&mut self.buffer, record);
         }
-        self.file.write_all(&self.buffer).and_then(|()| self.file.sync_data()).map_err(failed(&self.segment.path))?;
+        self.write().map_err(failed(&self.segment.path))?;
         self.bytes += self.buffer.len() as u64;
         self.last = last;
         Ok(())

@@ -27,6 +27,7 @@ use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use orderflow_faults::{Point, pass};
 use orderflow_operators::epoch::Epoch;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -173,6 +174,7 @@ impl TopicLog {
             return Err(different(what));
         }
         init(settings, &producer)?;
+        pass(Point::TopicInit);
         let end = settings.retried(&producer, || producer.client().fetch_watermarks(&settings.topic, 0, CALL_WAIT).map(|(_, end)| end))?;
         reader.wait_decided(end)?;
         let read = reader.read(after)?;
@@ -224,6 +226,7 @@ impl TopicLog {
     fn transaction(&mut self, lines: &[String]) -> Result<(), EpochLogError> {
         let started = Instant::now();
         self.producer.begin_transaction().map_err(|error| self.failed(&error, started))?;
+        pass(Point::TopicBegun);
         for line in lines {
             let mut record = BaseRecord::<(), str>::to(&self.settings.topic).partition(0).payload(line);
             while let Err((error, back)) = self.producer.send(record) {
@@ -241,9 +244,13 @@ impl TopicLog {
             thread::sleep((started.elapsed() / 8).clamp(Duration::from_micros(500), BACKOFF_MIN));
             self.producer.poll(Duration::ZERO);
         }
+        pass(Point::TopicSent);
         let mut backoff = BACKOFF_MIN;
         loop {
-            let Err(error) = self.producer.commit_transaction(CALL_WAIT) else { return Ok(()) };
+            let Err(error) = self.producer.commit_transaction(CALL_WAIT) else {
+                pass(Point::TopicCommitted);
+                return Ok(());
+            };
             let again = match &error {
                 KafkaError::Flush(code) => *code == RDKafkaErrorCode::OperationTimedOut,
                 // The same commit goes on.

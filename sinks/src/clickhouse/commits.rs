@@ -1,5 +1,6 @@
 //! The record of what a job has begun and committed: table `orderflow_commits`.
 
+use orderflow_faults::Point;
 use orderflow_operators::epoch::Epoch;
 
 use super::connection::Connection;
@@ -62,18 +63,18 @@ impl CommitLog {
         });
         self.life = life + 1;
         let nothing = Begun { from: Epoch(0), through: Epoch(committed), cut: Cut { rows_max: 0, bytes_max: 0 } };
-        self.append("recovered", nothing, 0).await?;
+        self.append("recovered", nothing, 0, [Point::ClickHouseLife, Point::ClickHouseLifeDone]).await?;
         Ok(History { committed: Epoch(committed), begun })
     }
 
     /// Records that `commit` is begun.
     pub(super) async fn begin(&self, commit: Begun, rows: u64) -> Result<(), SinkError> {
-        self.append("begun", commit, rows).await
+        self.append("begun", commit, rows, [Point::ClickHouseBegin, Point::ClickHouseBegun]).await
     }
 
     /// Records that all rows of `commit` are in the table.
     pub(super) async fn commit(&self, commit: Begun, rows: u64) -> Result<(), SinkError> {
-        self.append("committed", commit, rows).await
+        self.append("committed", commit, rows, [Point::ClickHouseCommit, Point::ClickHouseCommitted]).await
     }
 
     /// The token of a commit's insert number `part`. The same rows have the same token in every life, other rows another.
@@ -82,7 +83,7 @@ impl CommitLog {
     }
 
     /// Appending a row twice is the same as once.
-    async fn append(&self, state: &str, commit: Begun, rows: u64) -> Result<(), SinkError> {
+    async fn append(&self, state: &str, commit: Begun, rows: u64, [before, after]: [Point; 2]) -> Result<(), SinkError> {
         let sql = "INSERT INTO orderflow_commits (job, stream, life, state, from_epoch, through_epoch, rows_max, bytes_max, rows)
             SELECT {job:String}, {stream:String}, {life:UInt64}, {state:String}, {from:UInt64}, {through:UInt64},
                 {rows_max:UInt64}, {bytes_max:UInt64}, {rows:UInt64}";
@@ -98,7 +99,10 @@ impl CommitLog {
             .param("rows_max", commit.cut.rows_max)
             .param("bytes_max", commit.cut.bytes_max)
             .param("rows", rows);
-        self.connection.execute(&format!("record {} of {}", state, self.stream), query).await
+        let what = format!("record {} of {}", state, self.stream);
+        self.connection.point(&what, before)?;
+        self.connection.execute(&what, query).await?;
+        self.connection.point(&what, after)
     }
 
     /// The first row of a query of numbers.

@@ -6,6 +6,7 @@ use arrow::array::RecordBatch;
 use clickhouse::query::Query;
 use clickhouse::{Client, Compression};
 use clickhouse_ext_arrow::ArrowClientExt;
+use orderflow_faults::{Point, check};
 
 use super::error::classify;
 use super::{ClickHouseSettings, InsertCompression};
@@ -125,6 +126,11 @@ impl Connection {
             insert.end().await
         };
         self.within(self.insert_timeout, &format!("insert into {table}"), request).await
+    }
+
+    /// Passes a point where a test may make a step fail.
+    pub(super) fn point(&self, what: &str, point: Point) -> Result<(), SinkError> {
+        check(point).map_err(|error| SinkError::unavailable(self.about(what), error))
     }
 
     /// An error of our own finding.

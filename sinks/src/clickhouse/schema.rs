@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use orderflow_faults::Point;
 use orderflow_operators::streams::Stream;
 use tokio::sync::Mutex;
 
@@ -37,12 +38,14 @@ pub(super) struct Server {
 /// Refused where the database is of a newer release, or the table's columns are not those of the stream.
 pub(super) async fn prepare(connection: &Connection, stream: Stream, schema: &Schema) -> Result<Server, SinkError> {
     let _turn = TURN.lock().await;
+    connection.point("prepare the tables", Point::ClickHousePrepare)?;
     create_database(connection).await?;
     migrate(connection).await?;
     if stream == Stream::OrderDecisions {
         add_feature_columns(connection, stream, schema).await?;
     }
     check_columns(connection, stream, schema).await?;
+    connection.point("prepare the tables", Point::ClickHousePrepared)?;
     let sql = "SELECT count() FROM system.settings WHERE name = 'deduplicate_insert'";
     let (_, rows) = connection.table("read its settings", connection.query_server(sql)).await?;
     Ok(Server { has_deduplicate_insert: rows != [["0"]] })
@@ -79,8 +82,10 @@ async fn migrate(connection: &Connection) -> Result<(), SinkError> {
     for migration in MIGRATIONS.iter().filter(|migration| migration.version > found) {
         for statement in statements(migration.sql) {
             let what = format!("migrate to version {} ({})", migration.version, migration.name);
+            connection.point(&what, Point::ClickHouseStatement)?;
             connection.execute(&what, connection.query(&statement)).await?;
         }
+        connection.point("record the version of the tables", Point::ClickHouseMigrated)?;
         let sql = "INSERT INTO schema_versions (version, name) SELECT {version:UInt32}, {name:String}";
         let query = connection.query(sql).param("version", migration.version).param("name", migration.name);
         connection.execute("record the version of the tables", query).await?;

@@ -11,6 +11,7 @@ use chrono::Utc;
 use deltalake::kernel::Add;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
+use orderflow_faults::{Point, check};
 use orderflow_operators::epoch::Epoch;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -25,6 +26,7 @@ use uuid::Uuid;
 
 use super::settings::TableCompression;
 use super::statistics::{INDEXED_COLUMNS, statistics};
+use crate::store::local_disk;
 
 /// Rows of a Parquet row group: what a reader decodes at a time.
 const ROW_GROUP_ROWS: usize = 256 * 1024;
@@ -132,7 +134,9 @@ pub(super) struct EncodedFile {
 impl EncodedFile {
     /// Puts it into the store. May be repeated: it is the same file.
     pub async fn put(&self, store: &dyn ObjectStore, data_change: bool) -> Result<Add, object_store::Error> {
+        check(Point::DeltaFile).map_err(local_disk)?;
         store.put(&self.name, self.bytes.clone().into()).await?;
+        check(Point::DeltaFileDone).map_err(local_disk)?;
         Ok(Add {
             path: self.name.to_string(),
             size: self.bytes.len() as i64,

@@ -22,6 +22,7 @@ use deltalake::protocol::DeltaOperation;
 use deltalake::{DeltaTable, DeltaTableError, checkpoints};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
+use orderflow_faults::Point;
 use orderflow_operators::epoch::Epoch;
 use parquet::errors::ParquetError;
 use serde_json::Value;
@@ -51,6 +52,7 @@ pub(super) async fn compact(
     let sizes: Vec<u64> = files.iter().map(|f| f.bytes).collect();
     let store = table.object_store();
     let mut actions = Vec::new();
+    spec.point(Point::DeltaCompact)?;
     for run in runs(&sizes, bytes_target) {
         let files = &files[run];
         let merged = merge(spec, format, store.as_ref(), files).await?;
@@ -63,7 +65,9 @@ pub(super) async fn compact(
     }
     tracing::debug!(stream = spec.stream, actions = actions.len(), "compacted a Delta table");
     let operation = DeltaOperation::Optimize { predicate: None, target_size: i64::try_from(bytes_target).unwrap_or(i64::MAX) };
-    spec.append(table, actions, CommitProperties::default(), operation).await.map_err(|e| classify(&spec.stream, e))
+    spec.point(Point::DeltaCompactFile)?;
+    spec.append(table, actions, CommitProperties::default(), operation).await.map_err(|e| classify(&spec.stream, e))?;
+    spec.point(Point::DeltaCompacted)
 }
 
 /// Files that can be compacted, by their first epoch. Not those with rows deleted by mark, nor those of which the epochs are
@@ -148,8 +152,10 @@ pub(super) async fn vacuum(spec: &TableSpec, retention: Duration, table: &mut De
         // The setting may be shorter than what the table was made with.
         .with_enforce_retention_duration(false)
         .with_commit_properties(CommitProperties::default().with_cleanup_expired_logs(Some(false)));
+    spec.point(Point::DeltaVacuum)?;
     let (vacuumed, metrics) = vacuum.await.map_err(failed)?;
     *table = vacuumed;
+    spec.point(Point::DeltaVacuumed)?;
     tracing::debug!(stream = spec.stream, files = metrics.files_deleted.len(), "vacuumed a Delta table");
     Ok(())
 }
@@ -158,7 +164,7 @@ pub(super) async fn vacuum(spec: &TableSpec, retention: Duration, table: &mut De
 pub(super) async fn clean_log(spec: &TableSpec, table: &DeltaTable) -> Result<(), SinkError> {
     let entries = checkpoints::cleanup_metadata(table, None).await.map_err(|e| classify(&spec.stream, e))?;
     tracing::debug!(stream = spec.stream, entries, "removed old entries of a Delta table's log");
-    Ok(())
+    spec.point(Point::DeltaLogCleaned)
 }
 
 #[cfg(test)]

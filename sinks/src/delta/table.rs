@@ -11,6 +11,7 @@ use deltalake::operations::create::CreateBuilder;
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, TableProperty};
 use object_store::ObjectStore;
+use orderflow_faults::{Point, check};
 use orderflow_operators::epoch::Epoch;
 use url::Url;
 
@@ -18,7 +19,8 @@ use super::error::{classify, what};
 use super::settings::DeltaSettings;
 use super::statistics::INDEXED_COLUMNS;
 use super::stores;
-use crate::{SinkError, store};
+use crate::SinkError;
+use crate::store::{self, local_disk};
 
 /// How long entries of a new table's log are kept. On local disk a commit looks through all of them: a day's, at a commit every
 /// five seconds, take it some 20 ms, a week's 150 ms.
@@ -58,7 +60,9 @@ impl TableSpec {
         if table.verify_deltatable_existence().await.map_err(|e| self.failed(e))? {
             table.load().await.map_err(|e| self.failed(e))?;
         } else {
+            self.point(Point::DeltaCreate)?;
             table = self.create(&table).await?;
+            self.point(Point::DeltaCreated)?;
         }
         self.check(&table)?;
         Ok(table)
@@ -125,7 +129,14 @@ impl TableSpec {
         let properties =
             CommitProperties::default().with_application_transaction(Transaction::new(&self.app_id, version)).with_metadata(epochs);
         let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
-        self.append(table, files, properties, operation).await.map_err(|e| self.failed(e))
+        self.point(Point::DeltaCommit)?;
+        self.append(table, files, properties, operation).await.map_err(|e| self.failed(e))?;
+        self.point(Point::DeltaCommitted)
+    }
+
+    /// Passes a point where a test may make a step fail.
+    pub fn point(&self, point: Point) -> Result<(), SinkError> {
+        check(point).map_err(|error| self.failed(local_disk(error)))
     }
 
     /// One entry of the log.

@@ -13,6 +13,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use orderflow_faults::{Point, pass};
 use orderflow_operators::epoch::Epoch;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -99,6 +100,7 @@ impl Session {
         let started = producer.init_transactions(PATIENCE);
         producer.poll(Duration::ZERO);
         started.map_err(|error| producer.context().explain(error.into()))?;
+        pass(Point::KafkaInit);
         let group = consumer.group_metadata().ok_or_else(|| Failure::Unavailable("librdkafka has no group".into()))?;
         Ok(Session { producer, group, target: target.clone() })
     }
@@ -133,6 +135,7 @@ impl Session {
         // Goes its way while messages are on theirs.
         let record = self.target.partition(Offset::Offset(through.0 as i64), &self.target.owner)?;
         self.producer.send_offsets_to_transaction(&record, &self.group, remaining(deadline))?;
+        pass(Point::KafkaOffsetsSent);
         // rdkafka's own `flush` looks every 100 ms only.
         while self.producer.in_flight_count() > 0 {
             if Instant::now() >= deadline {
@@ -166,6 +169,7 @@ impl Session {
     }
 
     fn step(&self, step: Step) {
+        pass(step.point());
         let on_step = self.target.on_step.read().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(on_step) = on_step {
             on_step(step);

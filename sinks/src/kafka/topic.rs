@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
+use orderflow_faults::{Point, pass};
 use orderflow_operators::epoch::Epoch;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::config::ClientConfig;
@@ -38,6 +39,7 @@ pub(super) fn ensure(
     let replication = if settings.replication_factor == 0 { -1 } else { i32::from(settings.replication_factor) };
     let new = NewTopic::new(topic, i32::from(settings.partitions), TopicReplication::Fixed(replication));
     let options = AdminOptions::new().request_timeout(Some(REQUEST_WAIT)).operation_timeout(Some(REQUEST_WAIT));
+    pass(Point::KafkaTopic);
     for result in block_on(admin.create_topics([&new], &options))? {
         match result {
             Ok(_) => tracing::info!(topic, partitions = settings.partitions, "created the topic"),
@@ -46,6 +48,7 @@ pub(super) fn ensure(
             Err((_, code)) => return Err(of_code(code, format!("the topic cannot be created: {code}"))),
         }
     }
+    pass(Point::KafkaTopicMade);
     let deadline = Instant::now() + TOPIC_WAIT;
     while Instant::now() < deadline {
         if let Some(partitions) = partitions(consumer, topic)? {

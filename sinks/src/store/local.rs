@@ -47,8 +47,13 @@ fn failed(path: &FilePath, error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::AlreadyExists => Error::AlreadyExists { path, source: error.into() },
         io::ErrorKind::NotFound => Error::NotFound { path, source: error.into() },
-        _ => Error::Generic { store: "local disk", source: error.into() },
+        _ => local_disk(error),
     }
+}
+
+/// An error of local disk as one of its store.
+pub fn local_disk(error: io::Error) -> Error {
+    Error::Generic { store: "local disk", source: error.into() }
 }
 
 async fn blocking<T: Send + 'static>(path: PathBuf, work: impl FnOnce(&FilePath) -> io::Result<T> + Send + 'static) -> Result<T> {

@@ -8,13 +8,16 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
-use orderflow_sinks::store::{chain, lasting};
+use orderflow_faults::{Point, check};
+use orderflow_sinks::store::{chain, lasting, local_disk};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::EpochLogError;
 
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(20);
+/// However little patience is left, a call may take so long.
+const CALL_MIN: Duration = Duration::from_millis(50);
 /// How long all tries of a call may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -73,8 +76,9 @@ impl Store {
         let (path, bytes) = (self.path(name), Bytes::from(bytes));
         let put = async || {
             let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+            check(Point::ObjectPut).map_err(local_disk)?;
             match self.store.put_opts(&path, PutPayload::from_bytes(bytes.clone()), options).await {
-                Ok(_) => Ok(Put::Done),
+                Ok(_) => check(Point::ObjectDone).map_err(local_disk).map(|()| Put::Done),
                 // An earlier try may have got through, its answer not.
                 Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => match self.store.get(&path).await {
                     Ok(found) => Ok(if found.bytes().await? == bytes { Put::Done } else { Put::Taken }),
@@ -125,15 +129,16 @@ impl Store {
     /// Tries until it is done, fails for good, or patience is at its end.
     async fn patiently<T, F: Future<Output = Result<T, Error>>>(&self, mut call: impl FnMut() -> F) -> Result<T, Failure> {
         let end = Instant::now() + self.patience;
+        let longest = CALL.min(self.patience.max(CALL_MIN));
         let mut backoff = Backoff::default();
         loop {
-            let reason = match timeout(CALL, call()).await {
+            let reason = match timeout(longest, call()).await {
                 Ok(Ok(done)) => return Ok(done),
                 Ok(Err(error)) => match lasting(&error) {
                     Some(advice) => return Err(Failure::Lasts(format!("{}; {advice}", chain(&error)))),
                     None => chain(&error),
                 },
-                Err(_) => format!("no answer within {} s", CALL.as_secs()),
+                Err(_) => format!("no answer within {} s", longest.as_secs_f64()),
             };
             let wait = backoff.next();
             if Instant::now() + wait >= end {

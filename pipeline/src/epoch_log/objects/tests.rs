@@ -1,98 +1,44 @@
 //! Against a store in memory that fails when it is told to, and against local disk.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use futures::stream::BoxStream;
+use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
-use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStoreExt, PutMode, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult, Result,
-};
+use orderflow_faults::store::{Call, Fault, Faults, FaultyStore};
 use proptest::prelude::*;
 
 use super::super::test_records::{header, record, records};
 use super::*;
 
-/// What becomes of a put.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
-    None,
-    /// It is not put.
-    Lost,
-    /// It is put, but the answer gets lost.
-    AnswerLost,
-}
-
-/// A store whose next puts do what they are told; then all is well again.
+/// A store in memory that fails when it is told to.
 #[derive(Debug, Default)]
-struct FaultyStore {
-    store: InMemory,
-    faults: Mutex<VecDeque<Fault>>,
+struct Memory {
+    store: Arc<InMemory>,
+    faults: Faults,
 }
 
-impl FaultyStore {
+impl Memory {
+    /// The next puts have these faults; then all is well again.
     fn next(&self, faults: &[Fault]) {
-        *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = faults.to_vec().into();
+        self.faults.clear();
+        self.faults.add(Call::Put, "", faults);
     }
 }
 
-impl fmt::Display for FaultyStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("FaultyStore")
-    }
+fn chain(store: &Arc<Memory>) -> Chain {
+    let objects = FaultyStore::new(store.store.clone(), &store.faults).creates_only();
+    Chain::new(Arc::new(objects), Path::from("job/log"), "mem://job/log".to_owned()).unwrap()
 }
 
-fn down() -> Error {
-    Error::Generic { store: "faulty", source: "the network is down".into() }
-}
-
-#[async_trait]
-impl ObjectStore for FaultyStore {
-    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
-        assert_eq!(opts.mode, PutMode::Create, "nothing is ever replaced");
-        let fault = self.faults.lock().unwrap_or_else(PoisonError::into_inner).pop_front().unwrap_or(Fault::None);
-        if fault == Fault::Lost {
-            return Err(down());
-        }
-        let result = self.store.put_opts(location, payload, opts).await?;
-        if fault == Fault::AnswerLost { Err(down()) } else { Ok(result) }
-    }
-    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.store.put_multipart_opts(location, opts).await
-    }
-    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.store.get_opts(location, options).await
-    }
-    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.store.delete_stream(locations)
-    }
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.store.list(prefix)
-    }
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.store.list_with_delimiter(prefix).await
-    }
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.store.copy_opts(from, to, options).await
-    }
-}
-
-fn chain(store: &Arc<FaultyStore>) -> Chain {
-    Chain::new(store.clone(), Path::from("job/log"), "mem://job/log".to_owned()).unwrap()
-}
-
-fn open(store: &Arc<FaultyStore>, after: u64) -> (ObjectLog, Vec<EpochRecord>) {
+fn open(store: &Arc<Memory>, after: u64) -> (ObjectLog, Vec<EpochRecord>) {
     ObjectLog::open_in(chain(store), &header(), Epoch(after)).unwrap()
 }
 
-fn read(store: &Arc<FaultyStore>, after: u64) -> std::result::Result<Vec<EpochRecord>, EpochLogError> {
+fn read(store: &Arc<Memory>, after: u64) -> std::result::Result<Vec<EpochRecord>, EpochLogError> {
     ObjectLog::read_in(&chain(store), Epoch(after)).map(|(_, records)| records)
 }
 
-fn names(store: &Arc<FaultyStore>) -> Vec<String> {
+fn names(store: &Arc<Memory>) -> Vec<String> {
     let chain = chain(store);
     let mut names = chain.runtime.block_on(chain.store.list("")).unwrap();
     names.sort_unstable();
@@ -101,7 +47,7 @@ fn names(store: &Arc<FaultyStore>) -> Vec<String> {
 
 #[test]
 fn continues_where_it_was() {
-    let store = Arc::new(FaultyStore::default());
+    let store = Arc::new(Memory::default());
     assert!(matches!(read(&store, 0), Err(EpochLogError::Missing { .. })));
     let (mut log, found) = open(&store, 0);
     assert_eq!(found, []);
@@ -130,7 +76,7 @@ fn continues_where_it_was() {
 
 #[test]
 fn of_two_writers_the_later_takes_over() {
-    let store = Arc::new(FaultyStore::default());
+    let store = Arc::new(Memory::default());
     let (mut first, _) = open(&store, 0);
     first.append(&records(1..3)).unwrap();
     let (mut second, found) = open(&store, 0);
@@ -151,7 +97,7 @@ fn of_two_writers_the_later_takes_over() {
 /// The opening's name is taken by an append that came between: it is read, and the opening put behind it.
 #[test]
 fn an_append_that_comes_while_the_log_is_taken_over_is_in_it() {
-    let store = Arc::new(FaultyStore::default());
+    let store = Arc::new(Memory::default());
     let (mut first, _) = open(&store, 0);
     first.append(&records(1..3)).unwrap();
     let reader = chain(&store);
@@ -165,7 +111,7 @@ fn an_append_that_comes_while_the_log_is_taken_over_is_in_it() {
 
 #[test]
 fn many_writers_at_once() {
-    let store = Arc::new(FaultyStore::default());
+    let store = Arc::new(Memory::default());
     drop(open(&store, 0));
     let taken = |error: &EpochLogError| matches!(error, EpochLogError::TakenOver { .. });
     let acknowledged: Vec<Vec<EpochRecord>> = std::thread::scope(|scope| {
@@ -201,7 +147,7 @@ fn many_writers_at_once() {
 #[test]
 fn an_answer_that_is_lost_is_no_other_writer() {
     use Fault::{AnswerLost, Lost};
-    let store = Arc::new(FaultyStore::default());
+    let store = Arc::new(Memory::default());
     store.next(&[Lost, AnswerLost]);
     let (mut log, _) = open(&store, 0);
     for faults in [&[AnswerLost][..], &[Lost], &[Lost, AnswerLost]] {
@@ -214,17 +160,40 @@ fn an_answer_that_is_lost_is_no_other_writer() {
 
 #[test]
 fn patience_ends() {
-    let store = Arc::new(FaultyStore::default());
+    let check = |fault: Fault, expected: &str| {
+        let store = Arc::new(Memory::default());
+        let (mut log, _) = open(&store, 0);
+        log.chain.store.patience = Duration::from_millis(200);
+        store.next(&[fault; 20]);
+        let error = log.append(&records(1..2)).unwrap_err();
+        assert!(matches!(&error, EpochLogError::Unknown { reason, .. } if reason.contains(expected)), "{error}");
+        store.next(&[]);
+        assert_eq!(open(&store, 0).1, [], "what was not put is not there");
+    };
+    check(Fault::Lost, "the network is down");
+    check(Fault::Full, "No space left on device");
+    check(Fault::Hangs, "no answer within");
+}
+
+#[test]
+fn a_store_that_is_slow_or_full_for_a_while_is_waited_for() {
+    use Fault::{Full, Lost, Slow};
+    let store = Arc::new(Memory::default());
     let (mut log, _) = open(&store, 0);
-    log.chain.store.patience = Duration::from_millis(200);
-    store.next(&[Fault::Lost; 20]);
-    let error = log.append(&records(1..2)).unwrap_err();
-    assert!(matches!(&error, EpochLogError::Unknown { reason, .. } if reason.contains("the network is down")), "{error}");
+    store.next(&[Full, Slow(Duration::from_millis(20)), Full, Lost]);
+    log.append(&records(1..3)).unwrap();
+    log.append(&records(3..4)).unwrap();
+    for (call, faults) in [(Call::List, [Lost, Slow(Duration::from_millis(20))]), (Call::Get, [Lost, Lost])] {
+        store.faults.clear();
+        store.faults.add(call, "", &faults);
+        assert_eq!(read(&store, 0).unwrap(), records(1..4));
+        assert_eq!(store.faults.left(), usize::from(call == Call::List), "{call:?}");
+    }
 }
 
 #[test]
 fn damage_is_told() {
-    let store = Arc::new(FaultyStore::default());
+    let store = Arc::new(Memory::default());
     let (mut log, _) = open(&store, 0);
     (1..5).for_each(|epoch| log.append(&[record(epoch)]).unwrap());
     drop(log);
@@ -270,7 +239,7 @@ fn damage_is_told() {
 
 #[test]
 fn large_groups_are_cut_so_that_they_are_found() {
-    let store = Arc::new(FaultyStore::default());
+    let store = Arc::new(Memory::default());
     let (mut log, _) = open(&store, 0);
     log.append(&records(1..10_000)).unwrap();
     log.append(&records(10_000..10_010)).unwrap();
@@ -337,7 +306,7 @@ proptest! {
     fn restarted_at_any_point_it_is_contiguous(
         steps in prop::collection::vec((1_u64..6, 0_u8..6, 0_u64..20), 1..20),
     ) {
-        let store = Arc::new(FaultyStore::default());
+        let store = Arc::new(Memory::default());
         let (mut log, _) = open(&store, 0);
         let mut next = 1;
         for (count, step, after) in steps {

@@ -3,7 +3,9 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::faults::{Fault, Faults, faulty_sink};
+use orderflow_faults::store::{Fault, Faults};
+
+use super::faults::{FAULTS, TableFault, faulty_sink};
 use super::*;
 
 #[tokio::test]
@@ -57,15 +59,15 @@ async fn epochs_without_rows_are_recorded() {
     assert_holds(folder.path(), []).await;
 }
 
-async fn check_fault(fault: Fault) {
+async fn check_fault(fault: TableFault, expected: &str) {
     let folder = tempfile::tempdir().unwrap();
     let faults = Faults::default();
     let mut sink = faulty_sink(settings(folder.path()), &faults);
     sink.recover().await.unwrap();
-    faults.set(fault);
+    fault.arm(&faults);
     write_all(&mut sink, 1..=6).await;
     let error = sink.commit(Epoch(6)).await.unwrap_err();
-    assert!(matches!(&error, SinkError::Unavailable { reason, .. } if reason.contains("the network is down")), "{error}");
+    assert!(matches!(&error, SinkError::Unavailable { reason, .. } if reason.contains(expected)), "{error}");
     sink.commit(Epoch(6)).await.unwrap();
     write_all(&mut sink, 7..=7).await;
     sink.commit(Epoch(7)).await.unwrap();
@@ -75,13 +77,20 @@ async fn check_fault(fault: Fault) {
 
 #[tokio::test]
 async fn a_store_that_fails_is_tried_again() {
-    check_fault(Fault::Data).await;
-    check_fault(Fault::Entry).await;
+    check_fault(TableFault::Data(Fault::Lost), "the network is down").await;
+    check_fault(TableFault::Entry(Fault::Lost), "the network is down").await;
+}
+
+#[tokio::test]
+async fn a_full_store_is_tried_again() {
+    check_fault(TableFault::Data(Fault::Full), "No space left on device").await;
+    check_fault(TableFault::Entry(Fault::Full), "No space left on device").await;
 }
 
 #[tokio::test]
 async fn a_lost_answer_does_not_double_rows() {
-    check_fault(Fault::EntryAnswer).await;
+    check_fault(TableFault::Entry(Fault::AnswerLost), "the network is down").await;
+    check_fault(TableFault::Data(Fault::AnswerLost), "the network is down").await;
 }
 
 #[tokio::test]
@@ -106,7 +115,7 @@ async fn of_two_jobs_one_gives_up() {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Write,
-    Commit(Fault),
+    Commit(TableFault),
     Maintain,
     Kill,
 }
@@ -114,8 +123,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => Just(Step::Write),
-        3 => Just(Step::Commit(Fault::None)),
-        1 => prop_oneof![Just(Fault::Data), Just(Fault::Entry), Just(Fault::EntryAnswer)].prop_map(Step::Commit),
+        3 => Just(Step::Commit(TableFault::None)),
+        1 => proptest::sample::select(&FAULTS[..]).prop_map(Step::Commit),
         1 => Just(Step::Maintain),
         1 => Just(Step::Kill),
     ]
@@ -148,7 +157,7 @@ async fn walk(steps: &[Step]) {
                 sink.write(rows(written)).await.unwrap();
             }
             Step::Commit(fault) => {
-                faults.set(*fault);
+                fault.arm(&faults);
                 while sink.commit(Epoch(written)).await.is_err() {}
                 committed = written;
             }
@@ -158,7 +167,7 @@ async fn walk(steps: &[Step]) {
             }
             Step::Kill => {
                 sink = faulty_sink(settings.clone(), &faults);
-                faults.set(Fault::None);
+                faults.clear();
                 assert_eq!(sink.recover().await.unwrap().committed, Epoch(committed));
                 written = committed;
             }
