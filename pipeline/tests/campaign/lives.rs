@@ -108,6 +108,7 @@ impl<'a> Job<'a> {
             orders_topic: topic("orders"),
             inventory_topic: topic("inventory"),
             group_id: self.name.clone(),
+            start_wait: LONG,
             properties: Default::default(),
         }
     }
@@ -260,12 +261,11 @@ impl<'a> Job<'a> {
                 self.whole = true;
                 return Ended::Whole;
             }
-            if let Some(failed) =
-                processes.iter_mut().find(|process| process.ended().is_some_and(|status| status.code().is_some_and(|code| code != 0)))
-            {
+            let has_failed = |process: &mut Process| process.ended().is_some_and(|status| status.code().is_some_and(|code| code != 0));
+            if let Some(failed) = processes.iter_mut().position(has_failed) {
                 // The other one was just killed, and this one saw it first.
                 std::thread::sleep(Duration::from_millis(200));
-                let what = failed.said();
+                let what = processes[failed].said();
                 if !processes.iter_mut().any(|process| process.ended().is_some_and(|status| status.signal().is_some())) {
                     panic!("{} failed: {what}", self.name);
                 }
