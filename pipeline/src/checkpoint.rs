@@ -46,7 +46,7 @@ pub(crate) use coordinator::{Begun, Trigger};
 pub use coordinator::{Coordinator, CoordinatorSettings};
 pub use loader::{Loader, Resumed};
 pub(crate) use manifest::ORDERS;
-pub use manifest::{Base, DataFile, FileKind, Manifest, Part};
+pub use manifest::{Base, DataFile, FileKind, Manifest, ManifestError, Part};
 pub use recorder::{Recorder, RecorderSettings};
 pub use store::{CheckpointStore, Listed};
 pub use writer::Writers;

@@ -70,6 +70,14 @@ impl Config {
         load::load(path, overrides, &|name| std::env::var(name).ok())
     }
 
+    /// [`load`](Config::load) of a text, in which no environment variable has a value; `name` stands for the file in errors.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Config, ConfigError> {
+        load::parse(name, text, overrides, &|_| None)
+    }
+
     /// The settings as TOML, every key written out, secrets as stars.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("settings are tables of texts and numbers, all of which TOML has")

@@ -64,8 +64,6 @@ pub(crate) mod sightings {
     pub const FRESH: usize = 3;
     /// Of [`orders`], what follows; null in bases.
     const OF_ORDER: [usize; 5] = [orders::CUSTOMER_ID, orders::CARD_FINGERPRINT, orders::DEVICE_ID, orders::IP, orders::AMOUNT];
-    /// All of them.
-    pub const COLUMNS: usize = FRESH + 1 + OF_ORDER.len();
 
     /// Where a column of orders is.
     ///

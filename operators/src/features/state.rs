@@ -5,7 +5,8 @@ use std::sync::{Arc, LazyLock};
 use arrow::array::{
     Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, StringBuilder, TimestampMicrosecondArray, UInt8Array, new_null_array,
 };
-use arrow::compute::filter_record_batch;
+use arrow::buffer::BooleanBuffer;
+use arrow::compute::{FilterBuilder, filter_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::sums::Totals;
@@ -14,7 +15,7 @@ use crate::by_group::HashedRow;
 use crate::columns::{bools, i64s, micros, text, text_at, timestamp_type, u8s};
 use crate::deduplicate::sightings;
 use crate::epoch::Micros;
-use crate::keys::{KeyGroup, hash};
+use crate::keys::{KeyGroup, hash, key_group};
 use crate::prefetch::AHEAD;
 use crate::rows::{feature_requests, orders};
 use crate::snapshot::{KEY, KeyedState};
@@ -68,27 +69,26 @@ pub(super) fn changes(requests: &RecordBatch) -> Option<RecordBatch> {
 
 impl KeyKind {
     /// What orders changed in the windows of this kind: the rows of [`Features`]' state, from those that [`Deduplicate`](crate::deduplicate::Deduplicate)
-    /// wrote down. Columns behind its own are kept, behind the others.
-    pub fn changes(self, orders: &RecordBatch) -> Option<RecordBatch> {
-        let column = |of: usize| orders.column(sightings::of_order(of)).clone();
+    /// wrote down; of those that counted the ones for which `is_needed`, by the key's group and the row.
+    pub fn changes(self, orders: &RecordBatch, is_needed: impl Fn(KeyGroup, usize) -> bool) -> Option<RecordBatch> {
+        let column = |of: usize| sightings::of_order(of);
         let (key, member) = self.columns();
         let (key, member) = (column(key), column(member));
-        let mut counts = bools(orders, sightings::FRESH).values().clone();
-        if let Some(valid) = key.nulls() {
-            counts = &counts & valid.inner();
+        let (keys, fresh) = (text(orders, key), bools(orders, sightings::FRESH));
+        let needed = BooleanBuffer::collect_bool(orders.num_rows(), |row| {
+            fresh.value(row) && keys.is_valid(row) && is_needed(key_group(hash(keys.value(row).as_bytes())), row)
+        });
+        let rows = needed.count_set_bits();
+        if rows == 0 {
+            return None;
         }
-        let rows = orders.num_rows();
+        let needed = BooleanArray::new(needed, None);
+        let filter = FilterBuilder::new(&needed).optimize().build();
+        let kept = |at: usize| filter.filter(orders.column(at)).expect("the filter has one value for each row");
         let window: ArrayRef = Arc::new(UInt8Array::from(vec![ALL_WINDOWS; rows]));
         let one: ArrayRef = Arc::new(Int64Array::from(vec![1; rows]));
-        let columns = vec![key, orders.column(sightings::EVENT_TIME).clone(), window, one, column(orders::AMOUNT), member];
-        let more = sightings::COLUMNS..orders.num_columns();
-        let columns = columns.into_iter().chain(more.clone().map(|at| orders.column(at).clone()));
-        let fields = schema().fields().iter().map(|field| Field::clone(field).with_nullable(true)).collect::<Vec<_>>();
-        let fields = fields.into_iter().chain(more.map(|at| orders.schema_ref().field(at).clone()));
-        let all = RecordBatch::try_new(Arc::new(Schema::new(fields.collect::<Vec<_>>())), columns.collect());
-        let counted = filter_record_batch(&all.expect("the columns are those of orders"), &BooleanArray::new(counts, None));
-        let counted = counted.expect("the filter has one value for each row");
-        (counted.num_rows() > 0).then_some(counted)
+        let columns = vec![kept(key), kept(sightings::EVENT_TIME), window, one, kept(column(orders::AMOUNT)), kept(member)];
+        Some(RecordBatch::try_new(schema(), columns).expect("an order that counts has an amount"))
     }
 }
 

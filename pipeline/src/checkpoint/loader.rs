@@ -213,7 +213,6 @@ impl Needs {
 
     /// The rows of a batch that are needed, in the columns of the state.
     fn rows(&self, name: &str, file: &DataFile, needed: &Needed, batch: RecordBatch) -> Option<RecordBatch> {
-        let group_of = |keys: &StringArray, row: usize| key_group(hash(keys.value(row).as_bytes()));
         match (file.kind, needed) {
             _ if batch.num_rows() == 0 => None,
             (_, Needed::Nothing) => None,
@@ -224,15 +223,13 @@ impl Needs {
                 (self.bases.get(&group).map(String::as_str) == Some(name)).then_some(batch)
             }
             (FileKind::Changes, Needed::Some) => {
-                let batch = match self.kind {
-                    Some(kind) => kind.changes(&batch)?,
-                    None => batch,
-                };
-                let (keys, epochs) = (text(&batch, KEY), u64s(&batch, batch.num_columns() - 1));
-                let kept = BooleanBuffer::collect_bool(batch.num_rows(), |row| {
-                    let KeyGroup(group) = group_of(keys, row);
-                    self.behind[usize::from(group)].is_some_and(|behind| epochs[row] > behind.0)
-                });
+                let epochs = u64s(&batch, batch.num_columns() - 1);
+                let is_needed = |KeyGroup(group), row: usize| self.behind[usize::from(group)].is_some_and(|behind| epochs[row] > behind.0);
+                if let Some(kind) = self.kind {
+                    return kind.changes(&batch, is_needed);
+                }
+                let keys = text(&batch, KEY);
+                let kept = BooleanBuffer::collect_bool(batch.num_rows(), |row| is_needed(group_of(keys, row), row));
                 match kept.count_set_bits() {
                     0 => None,
                     all if all == batch.num_rows() => Some(batch),
@@ -244,6 +241,10 @@ impl Needs {
             }
         }
     }
+}
+
+fn group_of(keys: &StringArray, row: usize) -> KeyGroup {
+    key_group(hash(keys.value(row).as_bytes()))
 }
 
 /// Sends an operator's rows of a worker: bases, then changes by epoch.
@@ -262,15 +263,23 @@ async fn read(loader: Loader, needs: Needs, batches: mpsc::Sender<Result<RecordB
         };
         // The arrays point into the file's bytes.
         let (mut decoder, mut rest) = (StreamDecoder::new(), Buffer::from(bytes));
+        // A group may have been written again within the file: the last one counts.
+        let mut bases = BTreeMap::new();
         loop {
             let rows = match decoder.decode(&mut rest) {
                 Ok(Some(batch)) => needs.rows(name, file, needed, batch),
                 Ok(None) => break,
                 Err(error) => return drop(batches.send(Err(store.damaged(name, error))).await),
             };
-            if let Some(rows) = rows
-                && batches.send(Ok(rows)).await.is_err()
-            {
+            let Some(rows) = rows else { continue };
+            if file.kind == FileKind::Bases {
+                bases.insert(group_of(text(&rows, KEY), 0).0, rows);
+            } else if batches.send(Ok(rows)).await.is_err() {
+                return;
+            }
+        }
+        for rows in bases.into_values() {
+            if batches.send(Ok(rows)).await.is_err() {
                 return;
             }
         }

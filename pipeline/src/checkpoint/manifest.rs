@@ -96,6 +96,17 @@ pub struct Part {
     pub orders_lost: Option<Epoch>,
 }
 
+/// Why a manifest cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// It is not what was written.
+    #[error("{0}")]
+    Damaged(String),
+    /// It is of another release.
+    #[error("it has format {0}, this release knows format {known}: use the release that wrote it", known = Manifest::FORMAT)]
+    Format(u32),
+}
+
 impl Manifest {
     /// The form that this release writes.
     pub const FORMAT: u32 = 2;
@@ -164,8 +175,29 @@ impl Manifest {
         });
     }
 
+    /// A manifest as it was written.
+    ///
+    /// # Errors
+    /// If it is none, of another release, or does not agree with itself.
+    pub fn from_json(json: &[u8]) -> Result<Manifest, ManifestError> {
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        let damaged = |error: serde_json::Error| ManifestError::Damaged(error.to_string());
+        let Format { format } = serde_json::from_slice(json).map_err(damaged)?;
+        if format != Manifest::FORMAT {
+            return Err(ManifestError::Format(format));
+        }
+        let manifest: Manifest = serde_json::from_slice(json).map_err(damaged)?;
+        match manifest.fault() {
+            Some(fault) => Err(ManifestError::Damaged(fault)),
+            None => Ok(manifest),
+        }
+    }
+
     /// What is wrong with it, if anything is: for a manifest that was read.
-    pub fn fault(&self) -> Option<String> {
+    pub(super) fn fault(&self) -> Option<String> {
         let missing = self.bases.values().flat_map(|bases| bases.values()).filter_map(|base| base.file.as_ref());
         if let Some(file) = missing.into_iter().find(|file| !self.files.contains_key(*file)) {
             return Some(format!("it needs {file}, which it does not list"));
@@ -190,7 +222,7 @@ impl Manifest {
 
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
-        self.files.values().map(|file| file.bytes).sum()
+        self.files.values().fold(0, |sum, file| sum.saturating_add(file.bytes))
     }
 }
 

@@ -142,7 +142,8 @@ impl Recorder {
             // Keys are spread evenly over the groups, and so are changes.
             let changes = (self.changed - changed) / self.groups.len() as u64;
             let is_old = self.checkpoints - checkpoints >= self.settings.base_checkpoints_max;
-            let has_changed = changes >= BASE_ROWS_MIN.max(BASE_CHANGES * state.group_len(group) as u64);
+            // Of several of one checkpoint the last would count alone.
+            let has_changed = self.checkpoints > checkpoints && changes >= BASE_ROWS_MIN.max(BASE_CHANGES * state.group_len(group) as u64);
             if !(due || is_old || has_changed) {
                 continue;
             }

@@ -13,7 +13,7 @@ use orderflow_operators::epoch::Epoch;
 use orderflow_sinks::store;
 
 use super::CheckpointError;
-use super::manifest::{DataFile, Manifest, Part};
+use super::manifest::{DataFile, Manifest, ManifestError, Part};
 
 /// Longest time for one request, a file's piece or a manifest.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -173,23 +173,16 @@ impl CheckpointStore {
         let Some(bytes) = self.get(folder, &listed.object).await? else {
             return Err(self.damaged(&object, "it is gone"));
         };
-        #[derive(serde::Deserialize)]
-        struct Format {
-            format: u32,
-        }
-        let Format { format } = serde_json::from_slice(&bytes).map_err(|e| self.damaged(&object, e))?;
-        if format != Manifest::FORMAT {
-            let what = format!("it has format {format}, this release knows format {}: use the release that wrote it", Manifest::FORMAT);
-            return Err(CheckpointError::Different { url: self.url.clone(), epoch: listed.epoch.0, what });
-        }
-        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|e| self.damaged(&object, e))?;
+        let manifest = Manifest::from_json(&bytes).map_err(|error| match error {
+            ManifestError::Damaged(_) => self.damaged(&object, error),
+            ManifestError::Format(_) => {
+                CheckpointError::Different { url: self.url.clone(), epoch: listed.epoch.0, what: error.to_string() }
+            }
+        })?;
         if manifest.epoch != listed.epoch {
             return Err(self.damaged(&object, format!("it is of epoch {}", manifest.epoch)));
         }
-        match manifest.fault() {
-            Some(fault) => Err(self.damaged(&object, fault)),
-            None => Ok(manifest),
-        }
+        Ok(manifest)
     }
 
     /// Makes a checkpoint valid. False if there is one of that epoch.

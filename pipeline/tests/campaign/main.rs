@@ -42,7 +42,7 @@ fn seeded() -> (u64, ChaCha8Rng) {
 /// Kills a job at each of `points` at the first passing, over as many lives and jobs as it takes.
 fn every_point(servers: &Servers, way: Way, points: &[Point]) {
     /// Jobs that may come to their end before all points were passed.
-    const JOBS: usize = 4;
+    const JOBS: usize = 12;
     let (seed, mut random) = seeded();
     let mut left: BTreeSet<Point> = points.iter().copied().collect();
     for job in 0..JOBS {
