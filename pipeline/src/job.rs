@@ -402,7 +402,7 @@ fn recover(runtime: &Runtimes, drivers: Vec<Driver>, stop: &Stop) -> Result<Vec<
     let recovered = runtime.block_on(async {
         tokio::select! {
             recovered = sinks::recover(runtime, drivers) => recovered,
-            () = stopped(stop) => Err("stopped while a sink was unavailable".to_owned()),
+            () = stopped(stop) => Err("stopped before all sinks had said what they have; nothing is lost, and the next start goes on".to_owned()),
         }
     });
     recovered.map_err(JobError::Sink)

@@ -26,8 +26,6 @@ use super::servers::Servers;
 const LONG: Duration = Duration::from_secs(120);
 /// Time between two looks at what a job has done.
 const LOOK: Duration = Duration::from_millis(5);
-/// Time between two looks at a live job's epoch log.
-const LOG_LOOK: Duration = Duration::from_millis(300);
 /// Workers by life.
 const WORKERS: [u32; 4] = [1, 2, 4, 1];
 
@@ -174,9 +172,11 @@ impl<'a> Job<'a> {
     fn command(&self, workers: u32, faults: &str, checkpoints: bool) -> Command {
         let mut command = Command::new(&self.servers.binary);
         if self.settings.way.is_live() {
-            command.arg("run");
+            // It ends with what its topics hold.
+            command.args(["run", "--drain"]);
         } else {
             command.arg("replay").arg(&self.input).arg("--out").arg(&self.out);
+            self.settings.rate.iter().for_each(|rate| _ = command.args(["--rate", &rate.to_string()]));
         }
         command.arg("--no-progress").args(["--workers", &workers.to_string()]);
         self.config().iter().for_each(|set| _ = command.args(["--set", set]));
@@ -243,14 +243,8 @@ impl<'a> Job<'a> {
 
     fn until_it_ends(&mut self, mut processes: Vec<Process>, deadline: Option<Instant>) -> Ended {
         let started = Instant::now();
-        let mut looked = Instant::now();
-        let mut stopped = false;
         loop {
             std::thread::sleep(LOOK);
-            if stopped && processes.iter_mut().any(|process| process.ended().is_some_and(|status| status.signal() == Some(libc::SIGTERM))) {
-                // It was asked before it could listen.
-                return Ended::Killed(None);
-            }
             if processes.iter_mut().any(|process| process.ended().is_some_and(|status| status.signal().is_some())) {
                 // What is left of it finds out by itself, or is killed, too.
                 std::thread::sleep(Duration::from_millis(self.random.random_range(0..100)));
@@ -275,13 +269,6 @@ impl<'a> Job<'a> {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 processes.iter_mut().for_each(Process::kill);
                 return Ended::Killed(None);
-            }
-            if self.settings.way.is_live() && !stopped && looked.elapsed() >= LOG_LOOK {
-                looked = Instant::now();
-                if self.is_all_sealed() {
-                    stopped = true;
-                    processes.iter().for_each(Process::stop);
-                }
             }
             assert!(started.elapsed() < LONG, "{} does not end: {}", self.name, processes[0].said());
         }
@@ -320,12 +307,6 @@ impl<'a> Job<'a> {
         let records = orderflow::job::epochs(&self.home()).ok()?;
         let lines: String = records.iter().map(|record| serde_json::to_string(record).unwrap() + "\n").collect();
         Some(EpochRecord::parse_log(&lines).unwrap())
-    }
-
-    fn is_all_sealed(&self) -> bool {
-        let Some(epochs) = self.epochs() else { return false };
-        let end = |split: u32| epochs.iter().rev().find_map(|epoch| epoch.ranges.get(&split)).map_or(0, |&(_, end)| end);
-        self.splits.iter().zip(0..).all(|(split, number)| end(number) == split.end())
     }
 
     /// Every sink has what the serial reference computes.
@@ -385,12 +366,6 @@ impl Process {
     fn kill(&mut self) {
         let _ = self.child.kill();
         self.child.wait().unwrap();
-    }
-
-    /// Asks it to end.
-    fn stop(&self) {
-        // SAFETY: a system call on numbers; the process is this one's child, which nobody else has waited for.
-        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
     }
 
     fn said(&self) -> String {
