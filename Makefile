@@ -3,16 +3,19 @@
 CARGO ?= cargo
 ORDERS ?= 1000000
 PYTHON ?= python3
+TARGET ?= decoder
+FUZZ_SECONDS ?= 60
 
 RUNS ?= 200
 SEED ?= 1
 
-.PHONY: help demo test campaign bench lint setup build
+.PHONY: help demo test campaign fuzz bench lint setup build
 
 help:
 	@echo 'make demo    build, generate $(ORDERS) orders with a flash sale, run them through the whole job, print the reports'
 	@echo 'make test    run every test'
 	@echo 'make campaign  kill the job over $(RUNS) runs, at each fault point and at any time, and compare every sink; SEED=$(SEED)'
+	@echo 'make fuzz    try to bring down readers: TARGET=$(TARGET) for $(FUZZ_SECONDS) s; needs cargo-fuzz and a nightly toolchain'
 	@echo 'make bench   run every bench (an idle machine gives steadier figures)'
 	@echo 'make lint    check format, lints and documentation'
 	@echo 'make setup   install what the build needs, or name it'
@@ -32,6 +35,12 @@ test: setup
 # The seed says which input, settings, points and kills. It prints a line a run and a table of the points.
 campaign: setup
 	CAMPAIGN_RUNS=$(RUNS) ORDERFLOW_TEST_SEED=$(SEED) $(CARGO) test --workspace --test campaign -- --ignored --exact campaign --nocapture
+
+# Targets: operators/fuzz (decoder), pipeline/fuzz (settings, manifest, epoch_log). The first build takes long: all is built with coverage.
+FUZZ_DIR = $(if $(filter decoder,$(TARGET)),operators/fuzz,pipeline/fuzz)
+fuzz: setup
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo 'cargo-fuzz is missing: cargo install cargo-fuzz; rustup toolchain install nightly'; exit 1; }
+	cd $(FUZZ_DIR) && $(CARGO) +nightly fuzz run $(TARGET) -- -max_total_time=$(FUZZ_SECONDS) $(if $(wildcard $(FUZZ_DIR)/$(TARGET).dict),-dict=$(TARGET).dict)
 
 bench: setup
 	$(CARGO) bench --workspace
