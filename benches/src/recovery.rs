@@ -21,6 +21,8 @@ pub struct Plan {
 /// Between the checkpoints of the job that is killed. Behind the last one there are so up to a million orders, which a replay reads in that time: as many as
 /// come in half a minute at 36 000 a second.
 const INTERVAL: &str = "checkpoint.interval=3 s";
+/// Orders a second, where they come at a pace.
+const PACE: f64 = 36_000.0;
 /// Of the input, what comes before the state is measured.
 const BEFORE: f64 = 0.8;
 
@@ -74,6 +76,16 @@ pub fn recovery(plan: &Plan) -> Outcome<()> {
             format!("{median:.1} ({least:.1} – {most:.1})")
         };
         println!("| {name} | {} | {} | {} |", cell(|m| m.live_seconds), cell(|m| m.seconds), cell(|m| m.cpu_seconds));
+    }
+
+    // The same state while orders come at a pace.
+    println!("\n| with {} K orders a second | p50, ms | p99, ms | most, ms | CPU, cores |\n| --- | --- | --- | --- | --- |", PACE / 1e3);
+    let rate = PACE * written.rows as f64 / plan.orders as f64;
+    for (name, interval) in [("no checkpoints", "checkpoint.interval=0 s"), ("a checkpoint every 10 s", "checkpoint.interval=10 s")] {
+        copy(&made, &out)?;
+        let m = finish(start(&input, &out, Some(rate), None, &settings(&[interval]))?)?;
+        println!("| {name} | {:.1} | {:.1} | {:.0} | {:.2} |", m.p50_ms, m.p99_ms, m.max_ms, m.cpu_seconds / m.seconds);
+        std::fs::remove_dir_all(&out)?;
     }
     Ok(())
 }

@@ -129,10 +129,18 @@ impl Keyed {
             }
         }
         positions.clear();
-        positions.extend(rows.iter().map(|&HashedRow { hash, row }| {
+        let mut before: Option<(u64, &str, u32)> = None;
+        for &HashedRow { hash, row } in rows {
             let id = id(row as usize);
+            // Rows of one key often come together: those of a burst, and all that were written down of a key.
+            if let Some((last, last_id, position)) = before
+                && (last, last_id) == (hash, id)
+            {
+                positions.push(position);
+                continue;
+            }
             let same = |slot: &Slot| slot.hash == hash && keys[slot.key as usize].id == id;
-            match table.entry(hash, same, |slot| slot.hash) {
+            let position = match table.entry(hash, same, |slot| slot.hash) {
                 Entry::Occupied(slot) => {
                     keys[slot.get().key as usize].sums.prefetch();
                     slot.get().key
@@ -143,8 +151,10 @@ impl Keyed {
                     vacant.insert(Slot { hash, key });
                     key
                 }
-            }
-        }));
+            };
+            positions.push(position);
+            before = Some((hash, id, position));
+        }
         self.keys += keys.len() - known;
     }
 

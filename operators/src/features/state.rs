@@ -170,7 +170,14 @@ impl KeyedState for Features {
     fn restore(&mut self, rows: &RecordBatch) {
         let (keys, members) = (text(rows, KEY), text(rows, MEMBER));
         let (times, windows, orders, amounts) = (micros(rows, TIME), u8s(rows, WINDOW), i64s(rows, ORDERS), i64s(rows, AMOUNT));
-        self.by_group.fill((0..keys.len()).map(|row| HashedRow { hash: hash(keys.value(row).as_bytes()), row: row as u32 }));
+        let mut before = ("", hash(b""));
+        self.by_group.fill((0..keys.len()).map(|row| {
+            let key = keys.value(row);
+            if key != before.0 {
+                before = (key, hash(key.as_bytes()));
+            }
+            HashedRow { hash: before.1, row: row as u32 }
+        }));
         for (group, rows) in self.by_group.groups() {
             for rows in rows.chunks(AHEAD) {
                 self.keyed.look_up(group, rows, |row| keys.value(row), &mut self.positions);
