@@ -209,13 +209,23 @@ impl Stages {
     /// Whether the settings fit the streams.
     ///
     /// # Errors
-    /// If a sink's list names a stream that there is not.
+    /// If a sink's list names a stream that there is not, or a stream's topic is one that the job reads.
     pub fn check(&self, config: &Config) -> Result<(), StagesError> {
         let sinks = &config.sinks;
         for (key, streams) in [("sinks.kafka.streams", &sinks.kafka.streams), ("sinks.jsonl.streams", &sinks.jsonl.streams)] {
             if let Some(unknown) = streams.iter().find(|name| self.number(name).is_none()) {
                 let known: Vec<&str> = self.streams.iter().map(|stream| stream.stream.name()).collect();
                 return Err(StagesError(format!("{key} has `{unknown}`; streams are {}", known.join(", "))));
+            }
+        }
+        for JobStream { stream, target, .. } in &self.streams {
+            let topic = match target {
+                Target::All => format!("{}{stream}", sinks.kafka.topic_prefix),
+                Target::Only(SinkKind::Kafka, _) => stream.name().to_owned(),
+                _ => continue,
+            };
+            if [&config.source.orders_topic, &config.source.inventory_topic].contains(&&topic) {
+                return Err(StagesError(format!("a stage writes `{stream}`, whose topic `{topic}` the job reads: take another name")));
             }
         }
         Ok(())

@@ -15,6 +15,7 @@ use arrow::array::RecordBatch;
 use common::{epochs, replay, replay_command};
 use orderflow_fixtures::clickhouse_server::{ClickHouseServer, ClickHouseServerError, ServeCommand, ServerOptions, serve_from_env};
 use orderflow_fixtures::generate::{Compression, GenerateSettings, write_folder};
+use orderflow_fixtures::hostile;
 use orderflow_fixtures::reference::{self, BASELINE, EpochRecord, Model, ReferenceSettings, Row, Streams, Walk};
 use orderflow_sql::run::{RunSettings, render, run};
 use orderflow_sql::stage::Stage;
@@ -269,6 +270,30 @@ fn our_stages_with_any_workers_and_epochs() {
                 }
                 Some(first) => assert!(*first == texts, "{what}: other bytes than with one worker"),
             }
+        }
+    }
+}
+
+/// No input stops a stage, and what it makes of it does not depend on the workers.
+#[test]
+fn hostile_input() {
+    for seed in [5, 6] {
+        let input = tempfile::tempdir().unwrap();
+        hostile::write_folder(seed, 1_500, input.path()).unwrap();
+        let mut first: Option<Vec<String>> = None;
+        for workers in ["1", "3"] {
+            let out = tempfile::tempdir().unwrap();
+            let more = ["--workers", workers, "--set", "sinks.delta.enabled=false"];
+            replay(input.path(), out.path(), &with(&settings(out.path(), 150), &more));
+            let files = WINDOWED.iter().map(|stage| stage.0).chain(["live_stock", "stage_rejects"]);
+            let read = |stream: &str| std::fs::read_to_string(out.path().join(format!("lines/{stream}.jsonl"))).unwrap();
+            let texts: Vec<String> = files.map(read).collect();
+            assert!(
+                first.get_or_insert_with(|| texts.clone()) == &texts,
+                "seed {seed}, {workers} workers: other bytes than with one worker"
+            );
+            let reference = Reference::new(input.path(), out.path());
+            check_stock(&reference, &lines(out.path(), "live_stock"), &format!("seed {seed}, {workers} workers"));
         }
     }
 }

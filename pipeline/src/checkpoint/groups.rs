@@ -148,3 +148,90 @@ impl KeyedState for Restored<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+    use arrow::array::{ArrayRef, Int64Array};
+    use orderflow_operators::keys::KEY_GROUPS;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    const SETTINGS: RecorderSettings = RecorderSettings { waiting_bytes_max: 1 << 20, base_checkpoints_max: 3 };
+
+    struct Setup {
+        recorder: GroupRecorder,
+        written: mpsc::UnboundedReceiver<Written>,
+        broken: Arc<AtomicBool>,
+        waiting: Arc<AtomicUsize>,
+        epoch: u64,
+    }
+
+    impl Setup {
+        fn new(is_resumed: bool) -> Setup {
+            let (sender, written) = mpsc::unbounded_channel();
+            let (broken, waiting) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+            let channel = Channel { written: sender, waiting_bytes: waiting.clone(), broken: broken.clone(), renewal: None };
+            Setup { recorder: GroupRecorder::new(SETTINGS, channel, 0, 1, is_resumed), written, broken, waiting, epoch: 0 }
+        }
+
+        /// What a checkpoint of this state writes: the groups, and whether something was lost.
+        fn checkpoint(&mut self, state: &[(u16, i64)]) -> (BTreeMap<u16, bool>, bool) {
+            self.epoch += 1;
+            let info = EpochInfo { epoch: Epoch(self.epoch), sealed_at: 0, watermark_before: NEVER, watermark: NEVER, checkpoint: true };
+            let rows = |value: i64| RecordBatch::try_from_iter([("n", Arc::new(Int64Array::from(vec![value])) as ArrayRef)]);
+            let dump =
+                || Ok::<_, Infallible>(state.iter().map(|&(group, value)| (KeyGroup(group), rows(value).expect("a batch"))).collect());
+            let Ok(()) = self.recorder.epoch(&info, dump);
+            let (mut groups, mut lost) = (BTreeMap::new(), false);
+            while let Ok(written) = self.written.try_recv() {
+                self.waiting.fetch_sub(written.bytes(), Ordering::Relaxed);
+                match written {
+                    Written::Base { group, rows, .. } => drop(groups.insert(group.0, rows.is_some())),
+                    Written::Lost { .. } => lost = true,
+                    _ => {}
+                }
+            }
+            (groups, lost)
+        }
+    }
+
+    #[test]
+    fn only_what_changed_is_written() {
+        let mut setup = Setup::new(false);
+        assert_eq!(setup.checkpoint(&[]), (BTreeMap::new(), false), "nothing is there, and was there");
+        assert_eq!(setup.checkpoint(&[(3, 1), (7, 1)]).0, [(3, true), (7, true)].into());
+        assert_eq!(setup.checkpoint(&[(3, 1), (7, 2)]).0, [(7, true)].into());
+        assert_eq!(setup.checkpoint(&[(7, 2)]).0, [(3, false)].into(), "what has become empty is written as such");
+        assert_eq!(setup.checkpoint(&[(7, 2)]).0, BTreeMap::new());
+        assert_eq!(setup.checkpoint(&[(7, 2)]).0, [(7, true)].into(), "it is old");
+    }
+
+    #[test]
+    fn what_an_earlier_life_wrote_is_not_known() {
+        let mut setup = Setup::new(true);
+        let (groups, _) = setup.checkpoint(&[(3, 1)]);
+        assert_eq!(groups.len(), KEY_GROUPS);
+        assert_eq!(groups.into_iter().filter(|(_, has_rows)| *has_rows).collect::<Vec<_>>(), [(3, true)]);
+        assert_eq!(setup.checkpoint(&[(3, 1)]).0, BTreeMap::new());
+    }
+
+    #[test]
+    fn all_is_written_again_behind_a_loss() {
+        let mut setup = Setup::new(false);
+        setup.checkpoint(&[(3, 1)]);
+        setup.broken.store(true, Ordering::Relaxed);
+        let (groups, lost) = setup.checkpoint(&[(3, 1)]);
+        assert!(lost && groups.len() == KEY_GROUPS);
+        // The store is slow: nothing more is written until what waits is on its way.
+        setup.waiting.store(2 << 20, Ordering::Relaxed);
+        assert_eq!(setup.checkpoint(&[(3, 2)]), (BTreeMap::new(), true));
+        setup.waiting.store(0, Ordering::Relaxed);
+        assert_eq!(setup.checkpoint(&[(3, 2)]).0.len(), KEY_GROUPS);
+    }
+}
