@@ -9,7 +9,7 @@
 //!              └ malformed ────────────────────────────────────────────────────────────────────► [collect]
 //! ```
 //!
-//! Stages of the user's stand between what comes out of desk and stock and a `collect` for each of their own streams; see [`stages`].
+//! Stages of the user's stand between what comes out of desk and stock and a `collect` for each of their own streams; see `dataflow/stages.rs`.
 
 mod collect;
 mod readers;

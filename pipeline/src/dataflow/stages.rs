@@ -25,7 +25,7 @@ use orderflow_operators::dataflow::{Batches, EpochOperator, epoch_of};
 use orderflow_operators::epoch::{Epoch, EpochInfo, Micros, Place};
 use orderflow_operators::exchange::to_worker;
 use orderflow_operators::rows::PLACE;
-use orderflow_operators::streams::{Stream, internal_schema};
+use orderflow_operators::streams::Stream;
 use orderflow_sql::dataflow::{Host, Outputs};
 use orderflow_sql::rows::{META, with_meta};
 use orderflow_sql::{DataFusionError, GroupedState, reject_schema};
@@ -119,13 +119,12 @@ fn own_source<'scope>(
             let events = scope.concatenate(rows);
             let is_timer =
                 |rows: &RecordBatch| u64s(rows, PLACE).iter().map(|&place| Some(Place(place).is_after_rows())).collect::<BooleanArray>();
-            let internal = internal_schema(stream, None);
-            let timers = map(scope, "stage expiries", events.clone(), &internal, move |_, rows| {
+            let timers = map(scope, "stage expiries", events.clone(), move |_, rows| {
                 let timers = is_timer(&rows);
                 (timers.true_count() > 0).then(|| filter_record_batch(&rows, &timers).expect("the filter has one value for each row"))
             });
             let among_rows = to.clone();
-            let events = map(scope, "stage source reservation_events", events, &schema, move |epoch, mut rows| {
+            let events = map(scope, "stage source reservation_events", events, move |epoch, mut rows| {
                 let timers = is_timer(&rows);
                 if timers.true_count() > 0 {
                     let others = arrow::compute::not(&timers).expect("a boolean column has a complement");
@@ -144,9 +143,7 @@ fn own_source<'scope>(
             );
             scope.concatenate([events, timers])
         }
-        _ => map(scope, &format!("stage source {stream}"), scope.concatenate(rows), &schema, move |epoch, rows| {
-            Some(to.placed(epoch, &rows))
-        }),
+        _ => map(scope, &format!("stage source {stream}"), scope.concatenate(rows), move |epoch, rows| Some(to.placed(epoch, &rows))),
     }
 }
 
@@ -154,9 +151,7 @@ fn own_source<'scope>(
 fn stage_source<'scope>(scope: Scope<'scope, u64>, stream: &JobStream, rows: Vec<Batches<'scope>>) -> Batches<'scope> {
     let rows = scope.concatenate(rows);
     let name = format!("stage source {}", stream.stream);
-    // The columns of a batch say themselves what they are.
-    let schema = Arc::new(Schema::empty());
-    map(scope, &name, rows, &schema, |epoch, rows| {
+    map(scope, &name, rows, |epoch, rows| {
         let (fields, columns) = (rows.schema_ref().fields(), rows.columns());
         let with_epoch = [Arc::new(Field::new("epoch", DataType::Int64, true))];
         let schema = with_meta(with_epoch.iter().chain(&fields[META..]));
@@ -171,23 +166,22 @@ fn named_rejects<'scope>(scope: Scope<'scope, u64>, stage: &str, rejects: Batche
     let mut fields = vec![Arc::new(Field::new("stage", DataType::Utf8, false))];
     fields.extend(reject_schema().fields().iter().cloned());
     let schema = Arc::new(Schema::new(fields));
-    let (name, to) = (stage.to_owned(), schema.clone());
-    map(scope, "stage rejects", rejects, &schema, move |_, rows| {
+    register_schema(&schema);
+    let name = stage.to_owned();
+    map(scope, "stage rejects", rejects, move |_, rows| {
         let names: ArrayRef = Arc::new(StringArray::from(vec![name.as_str(); rows.num_rows()]));
         let columns = [names].into_iter().chain(rows.columns().iter().cloned()).collect();
-        Some(RecordBatch::try_new(to.clone(), columns).expect("the columns are those of rejects, and a name"))
+        Some(RecordBatch::try_new(schema.clone(), columns).expect("the columns are those of rejects, and a name"))
     })
 }
 
-/// Passes on each batch as it comes, made into another one.
+/// Passes on each batch as it comes, made into another one, whose columns the reader has registered.
 fn map<'scope>(
     scope: Scope<'scope, u64>,
     name: &str,
     rows: Batches<'scope>,
-    schema: &SchemaRef,
     made: impl Fn(Epoch, RecordBatch) -> Option<RecordBatch> + 'static,
 ) -> Batches<'scope> {
-    register_schema(schema);
     let mut builder = OperatorBuilder::new(name.to_owned(), scope);
     let mut input = builder.new_input(rows, Pipeline);
     let (output, stream) = builder.new_output::<Batch>();
