@@ -47,6 +47,7 @@ fn generated(seed: u64, orders: u64) -> tempfile::TempDir {
         customers: 600,
         rate_per_s: orders as f64 / 9_000.0,
         late_share: 0.05,
+        scarce_share: 0.3,
         fraud_share: 0.05,
         ..GenerateSettings::default()
     };
@@ -197,7 +198,8 @@ fn check(input: &Path, out: &Path, what: &str) {
         // What stands behind an epoch's rows is of 1970; windows that event time has not left are still open in the job.
         let is_over = |row: &Row| micros(&row[time]) > begin && micros(&row[time]) + width * 1_000_000 <= reference.watermark();
         let (found, expected) = (sorted(lines(out, stage)), sorted(expected.into_iter().filter(is_over)));
-        assert!(!expected.is_empty(), "{what}: {stage} has no rows, so nothing is tested");
+        // In one epoch all stock comes before all orders, and nothing runs out.
+        assert!(!expected.is_empty() || reference.epochs.len() < 5, "{what}: {stage} has no rows, so nothing is tested");
         for (found, expected) in found.iter().zip(&expected) {
             assert_eq!(found, expected, "{what}: {stage}");
         }
@@ -332,8 +334,8 @@ fn our_stages_go_on_with_other_workers() {
     for workers in ["1", "4", "2"] {
         killed_behind(input.path(), out.path(), 4, &with(&settings, &[&often[..], &["--workers", workers]].concat()));
     }
-    let command = with(&settings, &[&often[..], &["--workers", "3", "--set", "log.level=info"]].concat());
-    let output = replay_command(input.path(), out.path(), &command).output().unwrap();
+    let command = with(&settings, &[&often[..], &["--workers", "3"]].concat());
+    let output = replay_command(input.path(), out.path(), &command).args(["--set", "log.level=info"]).output().unwrap();
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && log.contains("going on from a checkpoint"), "{log}");
     check(input.path(), out.path(), &format!("seed {seed}, killed"));
@@ -341,23 +343,25 @@ fn our_stages_go_on_with_other_workers() {
 
 #[test]
 fn a_group_that_did_not_change_is_not_written_again() {
-    let input = generated(13, 3_000);
+    let input = generated(13, 1_000);
     let out = tempfile::tempdir().unwrap();
     let often = ["replay.checkpoints=true", "checkpoint.interval=20 ms", "checkpoint.keep=1000", "sinks.delta.enabled=false"];
-    let often: Vec<&str> = often.into_iter().flat_map(|set| ["--set", set]).chain(["--rate", "3000", "--workers", "1"]).collect();
+    let often: Vec<&str> = often.into_iter().flat_map(|set| ["--set", set]).chain(["--rate", "400", "--workers", "1"]).collect();
     replay(input.path(), out.path(), &with(&settings(out.path(), 100), &often));
     let mut manifests = manifests(out.path());
     manifests.sort();
     let of = |path: &PathBuf| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
-    let (before, last) = (of(&manifests[manifests.len() - 2]), of(manifests.last().unwrap()));
-    let stages = last["bases"].as_object().unwrap().iter().filter(|(operator, _)| operator.starts_with("stage."));
-    let mut kept = 0;
-    for (operator, bases) in stages {
-        for (group, base) in bases.as_object().unwrap() {
-            kept += usize::from(before["bases"][operator][group] == *base && !base["file"].is_null());
+    let (mut kept, mut all) = (0, 0);
+    for pair in manifests.windows(2) {
+        let (before, after) = (of(&pair[0]), of(&pair[1]));
+        for (operator, bases) in after["bases"].as_object().unwrap().iter().filter(|(operator, _)| operator.starts_with("stage.")) {
+            for (group, base) in bases.as_object().unwrap().iter().filter(|(_, base)| !base["file"].is_null()) {
+                kept += usize::from(before["bases"][operator][group] == *base);
+                all += 1;
+            }
         }
     }
-    assert!(kept > 50, "{kept} groups are those of the checkpoint before");
+    assert!(kept > all / 3, "{kept} of {all} groups are those of the checkpoint before");
 }
 
 #[test]

@@ -27,8 +27,6 @@ struct Group {
     group: KeyGroup,
     /// What was last written of it, or that nothing was; none: not known, or of no use any more.
     written: Option<Content>,
-    /// How many checkpoints there were then.
-    checkpoints: u64,
 }
 
 /// Tells states of a group apart.
@@ -51,7 +49,7 @@ impl GroupRecorder {
     /// Of `worker`'s part of an operator, of `peers`. With `is_resumed` an earlier life wrote groups of which nothing is known here.
     pub(super) fn new(settings: RecorderSettings, channel: Channel, worker: usize, peers: usize, is_resumed: bool) -> GroupRecorder {
         let written = (!is_resumed).then_some(Content::Nothing);
-        let groups = owned_groups(worker, peers).map(|group| Group { group, written, checkpoints: 0 }).collect();
+        let groups = owned_groups(worker, peers).map(|group| Group { group, written }).collect();
         GroupRecorder { settings, channel, groups, checkpoints: 0 }
     }
 
@@ -81,17 +79,19 @@ impl GroupRecorder {
 
     fn write(&mut self, epoch: Epoch, mut state: BTreeMap<KeyGroup, RecordBatch>) {
         for at in 0..self.groups.len() {
-            let Group { group, written, checkpoints } = self.groups[at];
+            let Group { group, written } = self.groups[at];
             let rows = state.remove(&group).filter(|rows| rows.num_rows() > 0);
             let content = Content::of(rows.as_ref());
-            let is_old = content != Content::Nothing && self.checkpoints - checkpoints >= self.settings.base_checkpoints_max;
+            // Each in its turn, so that files of long ago are needed no more, and no checkpoint writes them all.
+            let turn = (self.checkpoints + u64::from(group.0)).is_multiple_of(self.settings.base_checkpoints_max);
+            let is_old = turn && content != Content::Nothing;
             if written == Some(content) && !is_old {
                 continue;
             }
             let base = Written::Base { epoch, group, rows };
             self.channel.waiting_bytes.fetch_add(base.bytes(), Ordering::Relaxed);
             let _ = self.channel.written.send(base);
-            self.groups[at] = Group { group, written: Some(content), checkpoints: self.checkpoints };
+            self.groups[at] = Group { group, written: Some(content) };
         }
     }
 
@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(setup.checkpoint(&[(3, 1), (7, 2)]).0, [(7, true)].into());
         assert_eq!(setup.checkpoint(&[(7, 2)]).0, [(3, false)].into(), "what has become empty is written as such");
         assert_eq!(setup.checkpoint(&[(7, 2)]).0, BTreeMap::new());
-        assert_eq!(setup.checkpoint(&[(7, 2)]).0, [(7, true)].into(), "it is old");
+        assert_eq!(setup.checkpoint(&[(7, 2)]).0, [(7, true)].into(), "it is its turn");
     }
 
     #[test]

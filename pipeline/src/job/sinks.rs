@@ -58,6 +58,8 @@ pub(super) fn drivers(
     for (_, job_stream) in settings.stages.streams.iter().enumerate().filter(|&(number, _)| mine(number)) {
         let JobStream { stream, target, .. } = job_stream;
         let schema = stream.schema(&settings.windows);
+        // Messages and lines may be of changes.
+        let written = job_stream.debezium.as_ref().map_or_else(|| schema.clone(), |_| change_schema(&schema));
         let sinks = &config.sinks;
         // Whether sinks of a kind get it, and the address that its table gives instead of that of the settings.
         let goes_to = |kind: SinkKind| match target {
@@ -89,7 +91,7 @@ pub(super) fn drivers(
             }
             let place = format!("{} {}", settings.brokers, settings.topic_prefix);
             let (interval, rows_max) = (sinks.kafka.commit_interval, sinks.kafka.commit_rows_max);
-            let sink = KafkaSink::new(stream.clone(), schema.clone(), settings).map_err(refused)?;
+            let sink = KafkaSink::new(stream.clone(), written.clone(), settings).map_err(refused)?;
             add(stream, as_messages(job_stream, Box::new(sink)), &place, interval, rows_max, sinks.kafka.delivery());
         }
         let path = match target {
@@ -103,7 +105,6 @@ pub(super) fn drivers(
                 "-" => JsonLinesTarget::Stdout,
                 path => JsonLinesTarget::Folder(path.into()),
             };
-            let written = job_stream.debezium.as_ref().map_or_else(|| schema.clone(), |_| change_schema(&schema));
             let sink = JsonLinesSink::new(stream.name(), written, target);
             // For a look: at once.
             add(stream, as_messages(job_stream, Box::new(sink)), path, Interval::millis(100), u64::MAX, sinks.jsonl.delivery());
