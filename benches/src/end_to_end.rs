@@ -5,9 +5,11 @@
 //! cargo run --release -p orderflow-benches --bin end-to-end -- latency --orders-per-s 36000 --seconds 30
 //! cargo run --release -p orderflow-benches --bin end-to-end -- memory --orders 6000000
 //! cargo run --release -p orderflow-benches --bin end-to-end -- recovery --orders 10000000 --customers 1000000
+//! cargo run --release -p orderflow-benches --bin end-to-end -- stages --orders 1000000 --pairs 7
 //! ```
 
 mod recovery;
+mod stages;
 
 use std::error::Error;
 use std::os::unix::process::ExitStatusExt;
@@ -100,6 +102,24 @@ enum Bench {
         #[arg(long = "set")]
         settings: Vec<String>,
     },
+    /// Replays a folder without and with SQL stages, in turn, and shows what they cost.
+    Stages {
+        /// Orders to generate.
+        #[arg(long, default_value_t = 1_000_000)]
+        orders: u64,
+        /// Pairs of runs.
+        #[arg(long, default_value_t = 7)]
+        pairs: usize,
+        /// Worker threads.
+        #[arg(long, default_value_t = 2)]
+        workers: usize,
+        /// Files of stages.
+        #[arg(long = "stage", default_values_t = ["sql/stages/revenue_per_minute.sql".to_owned()])]
+        stages: Vec<String>,
+        /// More settings, as the job takes them.
+        #[arg(long = "set")]
+        settings: Vec<String>,
+    },
     /// One replay, in this process: what the others start.
     #[command(hide = true)]
     Replay {
@@ -127,6 +147,7 @@ fn main() -> ExitCode {
         Bench::Recovery { orders, customers, runs, workers, settings } => {
             recovery::recovery(&recovery::Plan { orders, customers, runs, workers, settings })
         }
+        Bench::Stages { orders, pairs, workers, stages, settings } => stages::stages(orders, pairs, workers, &stages, &settings),
         Bench::Replay { input, out, rate, rows_max, settings } => replay(input, out, rate, rows_max, &settings),
         Bench::ClickHouse => {
             serve_from_env();

@@ -44,6 +44,16 @@ impl Place {
     /// After all rows of the epoch: where timers fire. It has neither split nor offset.
     pub const AFTER_ROWS: Place = Place(u64::MAX);
 
+    /// The place of what a timer gives, by its number among those of the epoch: behind all rows, before [`Place::AFTER_ROWS`]. It has neither
+    /// split nor offset.
+    pub fn of_timer(number: u64) -> Place {
+        Place(((Self::SPLIT_MAX as u64 + 1) << Self::OFFSET_BITS) | number)
+    }
+    /// Whether it is behind all rows of its epoch.
+    pub fn is_after_rows(self) -> bool {
+        self >= Place::of_timer(0)
+    }
+
     /// The place of `offset` in `split`.
     ///
     /// # Panics

@@ -1,6 +1,7 @@
 //! The output streams of the job: their names, their columns, their order.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -145,6 +146,73 @@ fn with_place(fields: Vec<Field>) -> SchemaRef {
 }
 
 impl fmt::Display for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// An output stream of a job as it runs: one of the job's own, or one that a stage adds. Two are the same if their names are; a clone is cheap.
+#[derive(Clone, Debug)]
+pub enum OutputStream {
+    /// One that every job has.
+    Own(Stream),
+    /// One that is known when the job has planned its stages.
+    Stage(Arc<StageStream>),
+}
+
+/// A stream that a stage adds.
+#[derive(Clone, Debug)]
+pub struct StageStream {
+    /// The stream's and its tables' name.
+    pub name: String,
+    /// The columns that readers see, [`EPOCH`] first.
+    pub schema: SchemaRef,
+    /// Which of the columns tell its rows apart; empty where that is not known.
+    pub key: Vec<String>,
+}
+
+/// The first column of every stream: int64.
+pub const EPOCH: &str = "epoch";
+
+impl OutputStream {
+    /// The stream's and its tables' name.
+    pub fn name(&self) -> &str {
+        match self {
+            OutputStream::Own(stream) => stream.name(),
+            OutputStream::Stage(stream) => &stream.name,
+        }
+    }
+
+    /// The columns that readers see.
+    pub fn schema(&self, windows: &WindowSet) -> SchemaRef {
+        match self {
+            OutputStream::Own(stream) => stream.schema(windows),
+            OutputStream::Stage(stream) => stream.schema.clone(),
+        }
+    }
+}
+
+impl From<Stream> for OutputStream {
+    fn from(stream: Stream) -> Self {
+        OutputStream::Own(stream)
+    }
+}
+
+impl PartialEq for OutputStream {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for OutputStream {}
+
+impl Hash for OutputStream {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name().hash(state);
+    }
+}
+
+impl fmt::Display for OutputStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }

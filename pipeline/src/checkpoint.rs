@@ -27,6 +27,9 @@
 //! not written again, and a recovery reads at most a few times the state's size. All this is spread over epochs: no epoch writes more than some
 //! multiple of its own rows.
 //!
+//! State of SQL stages has no changes of its own: at a checkpoint's epoch a [`GroupRecorder`] writes those of its groups whole that are not what was last
+//! written of them. That is simple, and costs each checkpoint as much as the groups that changed hold.
+//!
 //! If the store is down, or slower than the changes come, the recorder drops what it has above a limit and begins anew with bases: a checkpoint fails, the job
 //! goes on. Where it was changes of orders that were dropped, on one worker, the windows' groups are written anew on all of them, since they rest on
 //! these changes: the coordinator tells the sealer, and that all workers. We maintain the invariant that **a manifest is put only if every group of every
@@ -36,6 +39,7 @@
 //! is taken, with a warning. Rows find their worker by their key, so any number of workers and processes can take them up.
 
 mod coordinator;
+mod groups;
 mod loader;
 mod manifest;
 mod recorder;
@@ -44,6 +48,8 @@ mod writer;
 
 pub(crate) use coordinator::{Begun, Trigger};
 pub use coordinator::{Coordinator, CoordinatorSettings};
+pub use groups::GroupRecorder;
+pub(crate) use groups::restore_groups;
 pub use loader::{Loader, Resumed};
 pub(crate) use manifest::ORDERS;
 pub use manifest::{Base, DataFile, FileKind, Manifest, ManifestError, Part};

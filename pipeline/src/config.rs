@@ -47,6 +47,8 @@ pub struct Config {
     pub reservation: ReservationConfig,
     /// Known currencies and their value: millionths of a minor unit of the reference currency for one minor unit.
     pub currencies: Currencies,
+    /// SQL stages over the job's streams.
+    pub stages: StagesConfig,
     /// How long a recovery takes at most, and where it goes on from.
     pub checkpoint: CheckpointConfig,
     /// Replays of fixture folders.
@@ -518,6 +520,14 @@ pub struct DeltaConfig {
     pub retry_backoff_min: Interval,
     /// Longest wait between two tries.
     pub retry_backoff_max: Interval,
+}
+
+/// `[stages]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StagesConfig {
+    /// Files of stages, in the order in which they are built; the last part of a path may have stars.
+    pub files: Vec<String>,
 }
 
 /// `[checkpoint]`

@@ -8,10 +8,13 @@
 //!              ├ movements ─by movement─► [deduplicate] ───────────────────by SKU───────────►┘
 //!              └ malformed ────────────────────────────────────────────────────────────────────► [collect]
 //! ```
+//!
+//! Stages of the user's stand between what comes out of desk and stock and a `collect` for each of their own streams; see `dataflow/stages.rs`.
 
 mod collect;
 mod readers;
 mod source;
+mod stages;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -41,6 +44,7 @@ use crate::checkpoint::{Loader, ORDERS, Recorder, Writers};
 use crate::failure::Failure;
 use crate::metrics::Metrics;
 use crate::sink_hub::SinkHub;
+use crate::stages::Stages;
 
 pub(crate) use collect::count_decisions;
 pub use readers::{Readers, RemoteReport};
@@ -66,6 +70,8 @@ pub struct Settings {
     pub thresholds: Thresholds,
     /// How long unpaid orders hold stock; microseconds.
     pub hold: i64,
+    /// The job's streams, and the stages that write some of them.
+    pub stages: Stages,
 }
 
 impl Settings {
@@ -256,16 +262,17 @@ pub fn build<'scope>(
     let reserved = reserve(scope, sides, clock.clone(), orders, lifecycle, movements);
 
     // -- out
-    let outputs = Stream::ALL.map(|stream| {
-        let rows = match stream {
-            Stream::OrderDecisions => vec![reserved.order_decisions.clone()],
-            Stream::OrderLines => vec![reserved.order_lines.clone()],
-            Stream::ReservationEvents => vec![reserved.reservation_events.clone(), reserved.ignored.clone()],
-            Stream::StockMovements => vec![reserved.stock_movements.clone()],
-            Stream::DeadLetters => vec![malformed.clone()],
-        };
-        collect::collect(scope, stream, rows, clock.clone(), shared)
-    });
+    let rows_of = |stream| match stream {
+        Stream::OrderDecisions => vec![reserved.order_decisions.clone()],
+        Stream::OrderLines => vec![reserved.order_lines.clone()],
+        Stream::ReservationEvents => vec![reserved.reservation_events.clone(), reserved.ignored.clone()],
+        Stream::StockMovements => vec![reserved.stock_movements.clone()],
+        Stream::DeadLetters => vec![malformed.clone()],
+    };
+    let mut rows = Stream::ALL.map(rows_of).to_vec();
+    rows.extend(stages::stages(scope, rows_of, &clock, shared));
+    let outputs: Vec<_> =
+        rows.into_iter().enumerate().map(|(number, rows)| collect::collect(scope, number, rows, clock.clone(), shared)).collect();
     let probe = ProbeHandle::new();
     scope.concatenate(outputs).probe_with(&probe);
     probe

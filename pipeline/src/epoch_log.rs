@@ -146,9 +146,14 @@ impl LogHeader {
                 format!("{k}: {} then, {} now", value(self), value(now))
             })
             .collect();
+        let hint = if changed.iter().any(|what| what.starts_with(crate::stages::MEANING)) {
+            "; a stage that is new or other is for a job with another job.id and epoch log, which plays the input from its start"
+        } else {
+            ""
+        };
         (!changed.is_empty()).then(|| {
             format!(
-                "it was begun with other settings ({}), and results would mix: set them back, or begin anew with another epoch log",
+                "it was begun with other settings ({}), and results would mix: set them back, or begin anew with another epoch log{hint}",
                 changed.join("; ")
             )
         })

@@ -213,6 +213,16 @@ pub fn checkpoint_store(config: &Config, folder: &Path) -> Result<CheckpointStor
     checkpoints::store(config, folder)
 }
 
+/// Plans what settings name, as a job would before it begins: rules, the model, the stages, which are told.
+///
+/// # Errors
+/// What is wrong, and what to do.
+pub fn check(config: &Config) -> Result<crate::stages::Stages, JobError> {
+    let settings = operator_settings(config)?;
+    settings.stages.check_targets(config).map_err(|e| JobError::Setting(e.to_string()))?;
+    Ok(settings.stages)
+}
+
 /// What the operators are told by these settings.
 pub(crate) fn operator_settings(config: &Config) -> Result<crate::dataflow::Settings, JobError> {
     settings::operators(config, false)
@@ -240,6 +250,7 @@ impl Job {
         let metrics = self.handles.metrics.clone();
         self.handles.health.set(Phase::Recovering);
         let settings = Arc::new(settings::operators(config, self.live)?);
+        settings.stages.check_targets(config).map_err(|e| JobError::Setting(e.to_string()))?;
         let header = LogHeader {
             format: LogHeader::FORMAT,
             job: config.job.id.clone(),

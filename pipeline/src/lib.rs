@@ -16,6 +16,7 @@ pub mod sealer;
 pub mod sink_driver;
 pub mod sink_hub;
 pub mod source;
+pub mod stages;
 pub mod state_query;
 pub mod status;
 pub mod supervisor;

@@ -54,6 +54,7 @@ struct Inner {
     split_buffer: IntGaugeVec,
     state_entries: IntGaugeVec,
     state_bytes: IntGaugeVec,
+    stage_rejects: IntCounterVec,
     sink_rows: IntCounterVec,
     sink_commits: IntCounterVec,
     sink_commit: HistogramVec,
@@ -135,6 +136,7 @@ impl Metrics {
             split_buffer: make.gauges("orderflow_split_buffer_bytes", "Bytes of a split that were read ahead", &["topic", "split"]),
             state_entries: make.gauges("orderflow_state_entries", "Entries of an operator's state on a worker", &["operator", "worker"]),
             state_bytes: make.gauges("orderflow_state_bytes", "Bytes of an operator's state on a worker, about", &["operator", "worker"]),
+            stage_rejects: make.counters("orderflow_stage_rejects_total", "Rows that a SQL stage left out", &["stage", "kind"]),
             sink_rows: make.counters("orderflow_sink_rows_total", "Rows that a sink committed", &["sink", "stream"]),
             sink_commits: make.counters("orderflow_sink_commits_total", "Commits of a sink", &["sink", "stream"]),
             sink_commit: make.add(HistogramVec::new(commit, &["sink"])),
@@ -231,6 +233,13 @@ impl Metrics {
         let worker = worker.to_string();
         self.0.state_entries.with_label_values(&[operator, &worker]).set(entries as i64);
         self.0.state_bytes.with_label_values(&[operator, &worker]).set(bytes as i64);
+    }
+
+    /// A SQL stage left out `rows` rows; so many in all.
+    pub fn stage_rejects(&self, stage: &str, kind: &str, rows: u64) -> u64 {
+        let counter = self.0.stage_rejects.with_label_values(&[stage, kind]);
+        counter.inc_by(rows);
+        counter.get()
     }
 
     /// `sink` committed `rows` rows of `stream`.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use orderflow_operators::epoch::Epoch;
-use orderflow_operators::streams::Stream;
+use orderflow_operators::streams::OutputStream;
 use orderflow_sinks::{EpochRows, Recovered, Sink, SinkError};
 use tokio::sync::watch;
 
@@ -46,7 +46,7 @@ pub struct Driver {
     /// The sink.
     pub sink: Box<dyn Sink>,
     /// Its stream.
-    pub stream: Stream,
+    pub stream: OutputStream,
     /// Settings.
     pub settings: DriverSettings,
     /// Where rows come from.
@@ -133,7 +133,7 @@ impl Driver {
                     }
                     if group_through.is_some() {
                         // It may be larger than the queue of today, and waits for its last epoch alone.
-                        self.hub.taken(self.stream, &self.queue.backlog, weight);
+                        self.hub.taken(&self.stream, &self.queue.backlog, weight);
                     } else {
                         group.weight += weight;
                     }
@@ -146,7 +146,7 @@ impl Driver {
                         group.through = Some(epoch);
                     } else {
                         // There is nothing to commit.
-                        self.hub.taken(self.stream, &self.queue.backlog, std::mem::take(&mut group.weight));
+                        self.hub.taken(&self.stream, &self.queue.backlog, std::mem::take(&mut group.weight));
                         self.committed.send_if_modified(|known| epoch > std::mem::replace(known, epoch.max(*known)));
                     }
                     let enough = group.rows >= self.settings.rows_max || group.weight >= self.queue.backlog.rows_max() / 2;
@@ -191,7 +191,7 @@ impl Driver {
         let name = self.sink.name().to_owned();
         self.metrics.sink_rows(&name, self.stream.name(), group.rows);
         self.metrics.sink_committed(&name, self.stream.name(), through, started.elapsed());
-        self.hub.taken(self.stream, &self.queue.backlog, group.weight);
+        self.hub.taken(&self.stream, &self.queue.backlog, group.weight);
         self.metrics.sink_backlog(&name, self.stream.name(), self.queue.backlog.rows());
         self.committed.send_replace(through);
         *group = Group::default();

@@ -5,14 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use arrow::array::RecordBatch;
+use arrow::array::{AsArray, RecordBatch};
 use orderflow_operators::epoch::{Epoch, EpochInfo, Micros};
-use orderflow_operators::streams::Stream;
+use orderflow_operators::streams::{OutputStream, Stream};
 use tokio::sync::mpsc;
 
 use crate::dataflow::count_decisions;
 use crate::job_plan::DecisionCounts;
 use crate::metrics::Metrics;
+use crate::stages::REJECTS;
 
 /// What a sink's task is sent: an epoch of its stream, whole.
 #[derive(Debug)]
@@ -73,8 +74,8 @@ pub type WallClock = fn() -> Micros;
 
 /// The queues, and what is known of epochs on their way.
 pub struct SinkHub {
-    queues: Mutex<HashMap<Stream, Vec<Queue>>>,
-    on_room: Mutex<HashMap<Stream, Box<dyn Fn() + Send>>>,
+    queues: Mutex<HashMap<OutputStream, Vec<Queue>>>,
+    on_room: Mutex<HashMap<OutputStream, Box<dyn Fn() + Send>>>,
     arrivals: Mutex<BTreeMap<Epoch, Instant>>,
     decisions: Mutex<DecisionCounts>,
     dead_letters: AtomicU64,
@@ -97,23 +98,23 @@ impl SinkHub {
     }
 
     /// Adds a queue for a sink of `stream` in which `rows_max` rows may wait (and one epoch more).
-    pub fn queue(&self, stream: Stream, rows_max: u64) -> QueueEnd {
+    pub fn queue(&self, stream: &OutputStream, rows_max: u64) -> QueueEnd {
         let (sender, deliveries) = mpsc::unbounded_channel();
         let backlog = Arc::new(Backlog { rows: AtomicU64::new(0), rows_max });
         let queue = Queue { deliveries: sender, backlog: backlog.clone() };
-        lock(&self.queues).entry(stream).or_default().push(queue);
+        lock(&self.queues).entry(stream.clone()).or_default().push(queue);
         QueueEnd { deliveries, backlog }
     }
 
     /// Calls `wake` whenever a queue of `stream` has become shorter.
-    pub fn on_room(&self, stream: Stream, wake: impl Fn() + Send + 'static) {
-        lock(&self.on_room).insert(stream, Box::new(wake));
+    pub fn on_room(&self, stream: &OutputStream, wake: impl Fn() + Send + 'static) {
+        lock(&self.on_room).insert(stream.clone(), Box::new(wake));
     }
 
     /// Sends an epoch's rows of a stream to all its sinks; false if one of them has no room: then nothing was sent.
-    pub fn offer(&self, stream: Stream, epoch: Epoch, rows: Option<&RecordBatch>) -> bool {
+    pub fn offer(&self, stream: &OutputStream, epoch: Epoch, rows: Option<&RecordBatch>) -> bool {
         let queues = lock(&self.queues);
-        let queues = queues.get(&stream).map_or(&[][..], Vec::as_slice);
+        let queues = queues.get(stream).map_or(&[][..], Vec::as_slice);
         if queues.iter().any(|q| q.backlog.rows() >= q.backlog.rows_max) {
             return false;
         }
@@ -127,9 +128,9 @@ impl SinkHub {
     }
 
     /// A sink has done with deliveries of `stream` of so much [`weight`](Delivery::weight).
-    pub fn taken(&self, stream: Stream, backlog: &Backlog, weight: u64) {
+    pub fn taken(&self, stream: &OutputStream, backlog: &Backlog, weight: u64) {
         backlog.rows.fetch_sub(weight, Ordering::Relaxed);
-        if let Some(wake) = lock(&self.on_room).get(&stream) {
+        if let Some(wake) = lock(&self.on_room).get(stream) {
             wake();
         }
     }
@@ -145,9 +146,9 @@ impl SinkHub {
     }
 
     /// An epoch's rows of a stream have left the operators.
-    pub fn decided(&self, stream: Stream, info: &EpochInfo, rows: Option<&RecordBatch>) {
+    pub fn decided(&self, stream: &OutputStream, info: &EpochInfo, rows: Option<&RecordBatch>) {
         match stream {
-            Stream::OrderDecisions => {
+            OutputStream::Own(Stream::OrderDecisions) => {
                 if let Some(rows) = rows {
                     let counts = count_decisions(rows);
                     self.metrics.decisions(&counts);
@@ -164,10 +165,34 @@ impl SinkHub {
                 tracing::debug!(epoch = info.epoch.0, orders, ?since_seal, ?since_arrival, "decided");
                 self.metrics.epoch_decided(info.epoch, orders, since_seal, since_arrival);
             }
-            Stream::DeadLetters => {
+            OutputStream::Own(Stream::DeadLetters) => {
                 self.dead_letters.fetch_add(rows.map_or(0, |r| r.num_rows() as u64), Ordering::Relaxed);
             }
+            OutputStream::Stage(stream) if stream.name == REJECTS => {
+                if let Some(rows) = rows {
+                    self.rejected(rows);
+                }
+            }
             _ => {}
+        }
+    }
+
+    /// Counts what stages left out; the log has an example now and then, however many there are.
+    fn rejected(&self, rows: &RecordBatch) {
+        let column = |name: &str| rows.column_by_name(name).map(|column| column.as_string::<i32>());
+        let (Some(stages), Some(kinds)) = (column("stage"), column("kind")) else { return };
+        let (Some(details), Some(texts)) = (column("detail"), column("row")) else { return };
+        let mut counts: BTreeMap<(&str, &str), (u64, usize)> = BTreeMap::new();
+        for row in 0..rows.num_rows() {
+            counts.entry((stages.value(row), kinds.value(row))).or_insert((0, row)).0 += 1;
+        }
+        for ((stage, kind), (count, row)) in counts {
+            let total = self.metrics.stage_rejects(stage, kind, count);
+            // The first one, and each time that there are ten times as many.
+            if total.checked_ilog10() != (total - count).checked_ilog10() {
+                let (detail, row) = (details.value(row), texts.value(row));
+                tracing::warn!(stage, kind, total, detail, row, "a stage leaves rows out; they are in the stream {REJECTS}");
+            }
         }
     }
 

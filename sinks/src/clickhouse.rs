@@ -34,7 +34,7 @@ use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use orderflow_faults::Point;
 use orderflow_operators::epoch::Epoch;
-use orderflow_operators::streams::Stream;
+use orderflow_operators::streams::OutputStream;
 
 use self::commits::{Begun, CommitLog};
 use self::connection::Connection;
@@ -101,7 +101,7 @@ impl Default for ClickHouseSettings {
 pub struct ClickHouseSink {
     connection: Connection,
     commits: CommitLog,
-    stream: Stream,
+    stream: OutputStream,
     schema: SchemaRef,
     cut: Cut,
     /// Rows not yet committed, by epoch.
@@ -128,11 +128,12 @@ struct Open {
 }
 
 impl ClickHouseSink {
-    /// A sink for `stream`, whose rows have the columns of `schema` ([`Stream::schema`]). Nothing is sent yet.
+    /// A sink for `stream`, whose rows have the columns of `schema` ([`OutputStream::schema`]). Nothing is sent yet.
     ///
     /// # Errors
     /// If the address or a limit makes no sense.
-    pub fn new(stream: Stream, schema: SchemaRef, settings: ClickHouseSettings) -> Result<ClickHouseSink, SinkError> {
+    pub fn new(stream: impl Into<OutputStream>, schema: SchemaRef, settings: ClickHouseSettings) -> Result<ClickHouseSink, SinkError> {
+        let stream = stream.into();
         let connection = Connection::new(&settings);
         let wrong = |message: String| Err(connection.refused("use the settings", message));
         match url::Url::parse(&settings.url) {
@@ -193,7 +194,7 @@ impl Sink for ClickHouseSink {
     async fn recover(&mut self) -> Result<Recovered, SinkError> {
         self.state = None;
         self.waiting.clear();
-        let server = schema::prepare(&self.connection, self.stream, &self.schema).await?;
+        let server = schema::prepare(&self.connection, &self.stream, &self.schema).await?;
         let history = self.commits.recover().await?;
         let open = history.begun.map(|commit| Open { commit, recorded: true, inserts_done: 0 });
         self.state = Some(State { server, committed: history.committed, open });

@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, Schema, TimeUnit, TimestampMicrosecondType};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, StructArray};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, TimeUnit, TimestampMicrosecondType};
 use arrow::error::ArrowError;
 use arrow::json::writer::{LineDelimited, WriterBuilder};
 use chrono::{DateTime, SecondsFormat};
@@ -20,19 +20,28 @@ pub(crate) fn lines(rows: &RecordBatch) -> Result<Vec<u8>, ArrowError> {
 
 /// Bytes and times as text.
 fn readable(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
-    let columns = rows.schema_ref().fields().iter().zip(rows.columns()).map(|(field, column)| {
-        let texts: StringArray = match field.data_type() {
-            DataType::Binary => column.as_binary::<i32>().iter().map(|bytes| bytes.map(String::from_utf8_lossy)).collect(),
-            DataType::Timestamp(TimeUnit::Microsecond, _) => {
-                column.as_primitive::<TimestampMicrosecondType>().iter().map(|time| time.map(time_text)).collect()
-            }
-            _ => return (field.clone(), column.clone()),
-        };
-        let field = Field::new(field.name(), DataType::Utf8, field.is_nullable());
-        (Arc::new(field), Arc::new(texts) as ArrayRef)
-    });
+    let columns = rows.schema_ref().fields().iter().zip(rows.columns()).map(|(field, column)| readable_column(field, column));
     let (fields, columns): (Vec<_>, Vec<_>) = columns.unzip();
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+}
+
+fn readable_column(field: &FieldRef, column: &ArrayRef) -> (FieldRef, ArrayRef) {
+    let column: ArrayRef = match field.data_type() {
+        DataType::Binary => {
+            Arc::new(column.as_binary::<i32>().iter().map(|bytes| bytes.map(String::from_utf8_lossy)).collect::<StringArray>())
+        }
+        DataType::Timestamp(TimeUnit::Microsecond, _) => {
+            let times = column.as_primitive::<TimestampMicrosecondType>().iter();
+            Arc::new(times.map(|time| time.map(time_text)).collect::<StringArray>())
+        }
+        DataType::Struct(fields) => {
+            let (inner, columns): (Vec<_>, Vec<_>) =
+                fields.iter().zip(column.as_struct().columns()).map(|(field, column)| readable_column(field, column)).unzip();
+            Arc::new(StructArray::new(inner.into(), columns, column.nulls().cloned()))
+        }
+        _ => return (field.clone(), column.clone()),
+    };
+    (Arc::new(Field::new(field.name(), column.data_type().clone(), field.is_nullable())), column)
 }
 
 fn time_text(micros: i64) -> String {

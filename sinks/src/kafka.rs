@@ -38,11 +38,11 @@ use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use orderflow_faults::Point;
 use orderflow_operators::epoch::Epoch;
-use orderflow_operators::streams::Stream;
+use orderflow_operators::streams::OutputStream;
 
 pub use self::client::RESERVED_PROPERTIES;
 use self::error::Failure;
-use self::message::{Messages, key_column};
+use self::message::{Messages, key_columns};
 use self::session::{Session, Target};
 use crate::{EpochRows, Recovered, Sink, SinkError};
 
@@ -126,7 +126,7 @@ impl Step {
 pub struct KafkaSink {
     target: Arc<Target>,
     schema: SchemaRef,
-    key_column: Option<&'static str>,
+    key_columns: Vec<String>,
     /// Rows not known to be committed, by epoch.
     waiting: VecDeque<Arc<Messages>>,
     /// None before [`Sink::recover`].
@@ -136,11 +136,12 @@ pub struct KafkaSink {
 }
 
 impl KafkaSink {
-    /// A sink for `stream`, whose rows have the columns of `schema` ([`Stream::schema`]). Nothing is sent yet.
+    /// A sink for `stream`, whose rows have the columns of `schema` ([`OutputStream::schema`]). Nothing is sent yet.
     ///
     /// # Errors
     /// If a setting is wrong.
-    pub fn new(stream: Stream, schema: SchemaRef, settings: KafkaSettings) -> Result<Self, SinkError> {
+    pub fn new(stream: impl Into<OutputStream>, schema: SchemaRef, settings: KafkaSettings) -> Result<Self, SinkError> {
+        let stream = stream.into();
         let topic = format!("{}{stream}", settings.topic_prefix);
         let refused = |reason: String| SinkError::refused(what(&topic), reason);
         if !topic_name_is_valid(&topic) {
@@ -159,7 +160,7 @@ impl KafkaSink {
         Ok(KafkaSink {
             target: Arc::new(Target { settings, topic, transactional_id, group, owner, on_step: RwLock::default() }),
             schema,
-            key_column: key_column(stream),
+            key_columns: key_columns(&stream),
             waiting: VecDeque::new(),
             committed: None,
             session: None,
@@ -256,8 +257,8 @@ impl Sink for KafkaSink {
             let reason = format!("rows of epoch {epoch} have the columns {}", rows.schema_ref());
             return Err(SinkError::refused(what(&self.target.topic), reason));
         }
-        let (key_column, bytes_max) = (self.key_column, self.target.settings.message_bytes_max);
-        let messages = self.blocking(move || Messages::encode(epoch, &rows, key_column, bytes_max)).await?;
+        let (key_columns, bytes_max) = (self.key_columns.clone(), self.target.settings.message_bytes_max);
+        let messages = self.blocking(move || Messages::encode(epoch, &rows, &key_columns, bytes_max)).await?;
         let messages = messages.map_err(|e| SinkError::refused(what(&self.target.topic), e))?;
         self.waiting.push_back(Arc::new(messages));
         Ok(())
@@ -282,6 +283,8 @@ impl Sink for KafkaSink {
 
 #[cfg(test)]
 mod tests {
+    use orderflow_operators::streams::Stream;
+
     use super::*;
     use orderflow_operators::features::WindowSet;
 

@@ -5,16 +5,19 @@ use std::rc::Rc;
 
 use arrow::array::RecordBatch;
 use datafusion::error::Result;
-use orderflow_operators::batch::register_schema;
+use orderflow_operators::batch::{Batch, register_schema};
 use orderflow_operators::dataflow::{Batches, EpochOperator};
 use orderflow_operators::epoch::EpochInfo;
+use timely::container::NoopBuilder;
 use timely::dataflow::Scope;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::Concatenate;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::exchange::by_columns;
 use crate::graph::{Graph, Kind};
-use crate::operators::{GroupedState, Output, reject_schema};
+use crate::operators::{GroupedState, Output, Rejects, RowSteps, reject_schema};
 
 /// What a stage's operators need of whoever runs them, on one worker.
 pub trait Host {
@@ -68,6 +71,12 @@ pub fn build<'scope>(
             Kind::Union => Some(scope.concatenate((0..node.inputs.len()).map(input))),
             // A table's rows are there when the join starts.
             Kind::Rows(_) if streams[node.inputs[0]].is_none() => None,
+            Kind::Rows(steps) => {
+                let [rows, rejected] = row_steps(scope, &format!("{name} {id}"), input(0), RowSteps::new(steps.clone()));
+                register_schema(&reject_schema());
+                rejects.push(rejected);
+                Some(rows)
+            }
             _ => {
                 let Some(mut operator) = graph.operator(id, &|table| host.table(table))? else { continue };
                 let label = format!("{name} {id}");
@@ -110,4 +119,32 @@ pub fn build<'scope>(
     }
     let sinks = graph.sinks.iter().filter_map(|sink| streams[sink.node].clone()).collect();
     Ok(Outputs { sinks, rejects: scope.concatenate(rejects) })
+}
+
+/// Steps for a row at a time: they take each batch as it comes, and wait for no epoch. Rows that come out, and those that are rejected.
+fn row_steps<'scope>(scope: Scope<'scope, u64>, name: &str, rows: Batches<'scope>, steps: RowSteps) -> [Batches<'scope>; 2] {
+    let mut builder = OperatorBuilder::new(name.to_owned(), scope);
+    let mut input = builder.new_input(rows, Pipeline);
+    let (made, stream) = builder.new_output::<Batch>();
+    let (rejected, rejects) = builder.new_output::<Batch>();
+    let mut made = OutputBuilder::<u64, NoopBuilder<Batch>>::from(made);
+    let mut rejected = OutputBuilder::<u64, NoopBuilder<Batch>>::from(rejected);
+    builder.build(move |capabilities| {
+        drop(capabilities);
+        move |_frontiers| {
+            let (mut made, mut rejected) = (made.activate(), rejected.activate());
+            input.for_each(|cap, data| {
+                let Some(rows) = std::mem::take(data).into_rows() else { return };
+                let mut rejects = Rejects::default();
+                let rows = steps.apply(rows, &mut rejects);
+                if rows.num_rows() > 0 {
+                    made.session_with_builder(&cap.retain(0)).give_container(&mut Batch::from(rows));
+                }
+                for rows in rejects.take() {
+                    rejected.session_with_builder(&cap.retain(1)).give_container(&mut Batch::from(rows));
+                }
+            });
+        }
+    });
+    [stream, rejects]
 }

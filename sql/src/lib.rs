@@ -16,6 +16,7 @@ pub mod rows;
 pub mod run;
 pub mod stage;
 
+pub use datafusion::error::DataFusionError;
 pub use operators::{GroupedState, reject_schema};
 pub use predicate::{SqlError, SqlPredicate};
 pub use query::{QueryError, Table, query};

@@ -2,7 +2,7 @@
 //!
 //! | column | type | |
 //! | --- | --- | --- |
-//! | [`PLACE`] | uint64 | the [`Place`] of the row that it was made of; [`Place::AFTER_ROWS`] for what an operator makes at an epoch's end |
+//! | [`PLACE`] | uint64 | the [`Place`] of the row that it was made of; [`Place::AFTER_ROWS`] for what an operator makes at an epoch's end. What timers of the job give has places of its own before that, in their order |
 //! | [`TIME`] | timestamp(µs) | event time; of a window's row the last microsecond of the window |
 //! | [`RETRACT`] | boolean | whether the row is taken back |
 //!
@@ -67,7 +67,7 @@ pub(crate) fn times(batch: &RecordBatch) -> &[i64] {
 }
 
 /// Whether rows are taken back.
-pub(crate) fn retractions(batch: &RecordBatch) -> &BooleanArray {
+pub fn retractions(batch: &RecordBatch) -> &BooleanArray {
     batch.column(RETRACT).as_boolean()
 }
 
@@ -119,7 +119,7 @@ pub(crate) fn can_be_ordered(data_type: &DataType) -> bool {
 }
 
 /// Puts an epoch's rows in canonical order.
-pub(crate) fn canonical(rows: RecordBatch) -> RecordBatch {
+pub fn canonical(rows: RecordBatch) -> RecordBatch {
     let places = u64s(&rows, PLACE);
     if places.windows(2).all(|pair| pair[0] < pair[1]) {
         return rows;

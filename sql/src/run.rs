@@ -9,7 +9,7 @@ mod sinks;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,7 +34,7 @@ use crate::operators::{GroupedState, reject_schema};
 use crate::rows::{PLACE, canonical, with_meta};
 use crate::stage::catalog::{Connector, Role};
 use crate::stage::{Input, Stage};
-pub use format::{to_debezium, to_json};
+pub use format::{changes, to_debezium, to_json};
 use reader::{Reader, files};
 pub use sinks::{FileSinks, render};
 
@@ -145,7 +145,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 pub fn run(stage: &Stage, settings: RunSettings, sink: SinkFn) -> Result<Summary, RunError> {
     if let Some(stream) = stage.named_streams().next() {
         return Err(RunError::new(format!(
-            "the stage reads `{stream}`, a stream of the job: declare it as a table of a file, or run the job with the stage in [sql] stages"
+            "the stage reads `{stream}`, a stream of the job: declare it as a table of a file, or run the job with the stage in stages.files"
         )));
     }
     let mut inputs: Vec<(Arc<Input>, PathBuf)> = Vec::new();
@@ -198,6 +198,14 @@ pub fn run(stage: &Stage, settings: RunSettings, sink: SinkFn) -> Result<Summary
         snapshot.states = std::mem::take(&mut *lock(&shared.states));
     }
     Ok(summary)
+}
+
+/// What a lookup table holds: its columns behind the [`META`](crate::rows::META) columns. Paths are relative to `base`.
+///
+/// # Errors
+/// If it is no file, or the file cannot be read.
+pub fn lookup_table(input: &Input, base: &Path) -> Result<RecordBatch, RunError> {
+    whole_table(&Arc::new(input.clone()), &files(&input.table, base)?)
 }
 
 fn whole_table(input: &Arc<Input>, paths: &[PathBuf]) -> Result<RecordBatch, RunError> {

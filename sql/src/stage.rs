@@ -39,6 +39,8 @@ pub struct NamedStream {
     pub name: String,
     /// Its columns.
     pub schema: SchemaRef,
+    /// Whether its rows can be taken back.
+    pub updating: bool,
 }
 
 /// A planned stage.
@@ -143,7 +145,7 @@ fn plan(text: &str, streams: &[NamedStream]) -> Result<Stage, StageError> {
 }
 
 /// A stream's columns with times as stages have them: microseconds, UTC is meant.
-pub(crate) fn without_zone(schema: &Schema) -> SchemaRef {
+pub fn without_zone(schema: &Schema) -> SchemaRef {
     let fields = schema.fields().iter().map(|field| match field.data_type() {
         arrow::datatypes::DataType::Timestamp(..) => Arc::new(field.as_ref().clone().with_data_type(catalog::timestamp())),
         _ => field.clone(),
@@ -334,13 +336,16 @@ impl Builder {
     }
 
     fn finish(self) -> Result<Stage, StageError> {
-        let Builder { planner, tables, queries, ttl, .. } = self;
+        let Builder { planner, streams, tables, queries, ttl, .. } = self;
         if queries.is_empty() {
             return Err(StageError::new("nothing comes out of the stage").help("add INSERT INTO a sink SELECT …"));
         }
         let of = |name: &str| tables.iter().find(|t| t.name == name);
         let is_lookup = |name: &str| of(name).is_some_and(|t| t.role == Some(Role::Lookup));
-        let is_updating = |name: &str| of(name).is_some_and(|t| t.format == Format::DebeziumJson);
+        let is_updating = |name: &str| match of(name) {
+            Some(table) if table.connector != Connector::Stream => table.format == Format::DebeziumJson,
+            _ => streams.iter().any(|stream| stream.name == name && stream.updating),
+        };
         let mut lowering = Lowering::new(&is_lookup, &is_updating, ttl);
         for Query { table, plan, position } in queries {
             let plan = planner.finish(plan, position)?;

@@ -10,7 +10,7 @@ use proptest::sample::select;
 
 fn streams() -> Vec<NamedStream> {
     let windows = WindowSet::default();
-    Stream::ALL.map(|stream| NamedStream { name: stream.name().to_owned(), schema: stream.schema(&windows) }).to_vec()
+    Stream::ALL.map(|stream| NamedStream { name: stream.name().to_owned(), schema: stream.schema(&windows), updating: false }).to_vec()
 }
 
 fn stages_in(folder: &str) -> Vec<(PathBuf, String)> {

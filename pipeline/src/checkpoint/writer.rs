@@ -23,6 +23,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use super::groups::GroupRecorder;
 use super::manifest::{Base, DataFile, FileKind, ORDERS, Part};
 use super::recorder::{Channel, Recorder, RecorderSettings, Written};
 use super::store::CheckpointStore;
@@ -94,6 +95,17 @@ impl Writers {
 
     /// A recorder for `worker`'s part of an operator, of `peers`.
     pub fn recorder(&self, operator: &str, worker: usize, peers: usize) -> Recorder {
+        Recorder::new(self.settings, self.start(operator, worker, peers), worker, peers)
+    }
+
+    /// A recorder for `worker`'s part of a SQL stage's operator, of `peers`.
+    pub fn group_recorder(&self, operator: &str, worker: usize, peers: usize) -> GroupRecorder {
+        let is_resumed = self.resumed > Epoch(0);
+        GroupRecorder::new(self.settings, self.start(operator, worker, peers), worker, peers, is_resumed)
+    }
+
+    /// Starts a writer.
+    fn start(&self, operator: &str, worker: usize, peers: usize) -> Channel {
         self.count.fetch_add(1, Ordering::AcqRel);
         let (written, queue) = mpsc::unbounded_channel();
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
@@ -116,7 +128,7 @@ impl Writers {
         self.runtime.spawn(writer.run(queue, waiting, finished));
         let rests_on_orders = KeyKind::ALL.iter().any(|kind| kind.name() == operator);
         let renewal = rests_on_orders.then(|| self.renewal.clone());
-        Recorder::new(self.settings, Channel { written, waiting_bytes, broken, renewal }, worker, peers)
+        Channel { written, waiting_bytes, broken, renewal }
     }
 }
 

@@ -59,9 +59,14 @@ pub(super) fn config(command: ConfigCommand) -> Result<(), CliError> {
             settings.config = file.or(settings.config);
             let config = settings.load([])?;
             config.fraud.model_text()?;
+            let stages = orderflow::job::check(&config).map_err(|e| CliError::Usage(e.to_string()))?;
             match settings.config {
                 Some(path) => writeln!(out, "{} is right", path.display())?,
                 None => writeln!(out, "the settings are right (no file was given)")?,
+            }
+            for stage in &stages.stages {
+                let streams: Vec<&str> = stage.outputs.iter().map(|&number| stages.streams[number].stream.name()).collect();
+                writeln!(out, "stage {}: {} operators, writes {}", stage.name, stage.stage.graph.len(), streams.join(", "))?;
             }
         }
         ConfigCommand::Show { defaults: true, .. } => out.write_all(COMMENTED_DEFAULTS.as_bytes())?,

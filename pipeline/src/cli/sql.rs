@@ -102,7 +102,7 @@ fn streams(settings: &SettingsArgs) -> Result<Vec<NamedStream>, CliError> {
     let config = settings.load([])?;
     let widths: Vec<i64> = config.fraud.windows.iter().map(|w| w.as_micros()).collect();
     let windows = WindowSet::new(&widths).map_err(|e| CliError::Usage(format!("fraud.windows: {e}")))?;
-    Ok(Stream::ALL.map(|stream| NamedStream { name: stream.name().to_owned(), schema: stream.schema(&windows) }).to_vec())
+    Ok(Stream::ALL.map(|stream| NamedStream { name: stream.name().to_owned(), schema: stream.schema(&windows), updating: false }).to_vec())
 }
 
 fn plan(file: &Path, streams: &[NamedStream]) -> Result<Stage, CliError> {

@@ -266,7 +266,7 @@ fn sinks(config: &Config, r: &mut Report) {
 
     kafka(config, r);
 
-    streams(r, "sinks.jsonl.streams", &sinks.jsonl.streams);
+    streams(config, r, "sinks.jsonl.streams", &sinks.jsonl.streams);
     if sinks.jsonl.path.is_empty() {
         r.add("sinks.jsonl.path", "is empty; write a folder, or - for standard output");
     }
@@ -294,7 +294,7 @@ fn kafka(config: &Config, r: &mut Report) {
     r.range("sinks.kafka.message_bytes_max", kafka.message_bytes_max, sizes, "it is memory, here and in the brokers");
     r.range("sinks.kafka.commit_interval", kafka.commit_interval, ZERO..=MINUTE, "rows are visible after it");
     r.range("sinks.kafka.commit_rows_max", kafka.commit_rows_max, 1..=1_000_000, "a transaction must end before the coordinator ends it");
-    streams(r, "sinks.kafka.streams", &kafka.streams);
+    streams(config, r, "sinks.kafka.streams", &kafka.streams);
     for key in RESERVED_PROPERTIES.into_iter().filter(|&key| kafka.properties.0.contains_key(key)) {
         let use_instead = match key {
             "bootstrap.servers" | "metadata.broker.list" => "; use sinks.kafka.brokers",
@@ -313,9 +313,10 @@ fn brokers(r: &mut Report, key: &str, brokers: &str) {
     }
 }
 
-fn streams(r: &mut Report, key: &str, streams: &[String]) {
+fn streams(config: &Config, r: &mut Report, key: &str, streams: &[String]) {
     for stream in streams {
-        if !Stream::ALL.iter().any(|known| known.name() == stream) {
+        // Those of stages are known when these are planned.
+        if config.stages.files.is_empty() && !Stream::ALL.iter().any(|known| known.name() == stream) {
             let known: Vec<_> = Stream::ALL.iter().map(|s| s.name()).collect();
             r.add(key, format!("has `{stream}`; streams are {}", known.join(", ")));
         }

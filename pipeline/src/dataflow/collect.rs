@@ -5,41 +5,43 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch};
 use arrow::buffer::NullBuffer;
+use arrow::compute::{SortColumn, cast, lexsort_to_indices, take_record_batch};
 use arrow::datatypes::SchemaRef;
 use orderflow_operators::batch::Batch;
 use orderflow_operators::columns::{micros, text, u32s, u64s};
-use orderflow_operators::dataflow::{At, Batches, Clock, Parts, Stash, in_order, is_past, read_clock, stashing_input};
+use orderflow_operators::dataflow::{At, Batches, Clock, Parts, Stash, concat, in_order, is_past, read_clock, stashing_input};
 use orderflow_operators::epoch::{Epoch, EpochInfo, Place};
 use orderflow_operators::exchange::to_worker;
 use orderflow_operators::rows::PLACE;
-use orderflow_operators::streams::Stream;
+use orderflow_operators::streams::{OutputStream, Stream};
 use timely::dataflow::Scope;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use super::Shared;
+use crate::stages::{JobStream, REJECTS, stage_rows};
 
-/// Brings `rows` together on one worker, by stream, and hands each epoch to the hub. The output has no rows: its frontier
-/// says which epochs the sinks have taken.
+/// Brings the rows of the job's stream of this `number` together on one worker, and hands each epoch to the hub. The output has no rows: its
+/// frontier says which epochs the sinks have taken.
 pub(super) fn collect<'scope>(
     scope: Scope<'scope, u64>,
-    stream: Stream,
+    number: usize,
     rows: Vec<Batches<'scope>>,
     clock: Batches<'scope>,
     shared: &Shared,
 ) -> Batches<'scope> {
     // Streams are spread over workers; a stream's epochs have one writer, which keeps their order.
-    let owner = stream as usize;
-    let is_owner = owner % scope.peers() == scope.index();
+    let is_owner = number % scope.peers() == scope.index();
+    let JobStream { stream, changes, .. } = shared.settings.stages.streams[number].clone();
     let mut builder = OperatorBuilder::new(format!("collect {stream}"), scope);
-    let mut inputs: Vec<_> = rows.into_iter().map(|rows| stashing_input(&mut builder, rows, to_worker(owner))).collect();
+    let mut inputs: Vec<_> = rows.into_iter().map(|rows| stashing_input(&mut builder, rows, to_worker(number))).collect();
     let mut clock_input = builder.new_input(clock, Pipeline);
     let (_output, done) = builder.new_output::<Batch>();
     let activator = scope.worker().sync_activator_for(builder.operator_info().address.to_vec());
     let hub = shared.hub.clone();
     if is_owner {
-        hub.on_room(stream, move || {
+        hub.on_room(&stream, move || {
             // The worker may have ended already.
             let _ = activator.activate();
         });
@@ -57,14 +59,19 @@ pub(super) fn collect<'scope>(
             while let Some(first) = clock.first_entry().filter(|e| frontiers.iter().all(|f| is_past(f, *e.key()))) {
                 let (time, (info, mut capabilities)) = first.remove_entry();
                 if let (true, Some(capability)) = (is_owner, capabilities.pop()) {
-                    let rows = epoch_rows(stream, &schema, &info, stash.remove(&time).unwrap_or_default());
-                    hub.decided(stream, &info, rows.as_ref());
+                    let batches = stash.remove(&time).unwrap_or_default();
+                    let rows = match &stream {
+                        OutputStream::Own(stream) => epoch_rows(*stream, &schema, &info, batches),
+                        OutputStream::Stage(stream) if stream.name == REJECTS => rejected_rows(&schema, &info, batches),
+                        OutputStream::Stage(_) => concat(batches).map(|rows| stage_rows(&schema, changes, info.epoch, rows)),
+                    };
+                    hub.decided(&stream, &info, rows.as_ref());
                     ready.push_back((capability, info.epoch, rows));
                 }
             }
             // In order, and none before there is room: the capabilities hold the job back meanwhile.
             while let Some((_, epoch, rows)) = ready.front() {
-                if !hub.offer(stream, *epoch, rows.as_ref()) {
+                if !hub.offer(&stream, *epoch, rows.as_ref()) {
                     break;
                 }
                 ready.pop_front();
@@ -80,20 +87,39 @@ fn epoch_rows(stream: Stream, schema: &SchemaRef, info: &EpochInfo, batches: Vec
         Stream::ReservationEvents => reservation_events_in_order(batches)?,
         _ => in_order(batches)?,
     };
-    let places = u64s(&rows, PLACE);
-    let mut columns: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
-    columns.push(Arc::new(Int64Array::from(vec![info.epoch.0 as i64; places.len()])));
-    let has_place = |p: &u64| Place(*p) != Place::AFTER_ROWS;
-    let nulls = (!places.iter().all(has_place)).then(|| NullBuffer::from_iter(places.iter().map(has_place)));
-    columns.push(Arc::new(Int32Array::new(places.iter().map(|&p| Place(p).split()).collect(), nulls.clone())));
-    columns.push(Arc::new(Int64Array::new(places.iter().map(|&p| Place(p).offset()).collect(), nulls)));
+    let mut columns: Vec<ArrayRef> = epoch_and_place(info.epoch, u64s(&rows, PLACE)).into();
     // The place before them and, in reservation events, the ordinal behind them have done their work.
     columns.extend(rows.columns()[1..].iter().take(schema.fields().len() - 3).cloned());
     Some(RecordBatch::try_new(schema.clone(), columns).expect("the columns fit the stream's schema"))
 }
 
+/// The columns `epoch`, `split` and `offset` of rows of these places.
+pub(super) fn epoch_and_place(epoch: Epoch, places: &[u64]) -> [ArrayRef; 3] {
+    let has_place = |p: &u64| !Place(*p).is_after_rows();
+    let nulls = (!places.iter().all(has_place)).then(|| NullBuffer::from_iter(places.iter().map(has_place)));
+    [
+        Arc::new(Int64Array::from(vec![epoch.0 as i64; places.len()])),
+        Arc::new(Int32Array::new(places.iter().map(|&p| Place(p).split()).collect(), nulls.clone())),
+        Arc::new(Int64Array::new(places.iter().map(|&p| Place(p).offset()).collect(), nulls)),
+    ]
+}
+
+/// Rows that stages left out, by their place and then by all that they have. Their columns are the stage, then those of
+/// [`reject_schema`](orderflow_sql::reject_schema).
+fn rejected_rows(schema: &SchemaRef, info: &EpochInfo, batches: Vec<Batch>) -> Option<RecordBatch> {
+    let rows = concat(batches)?;
+    let by = [1, 0, 2, 3, 4, 5].map(|column| SortColumn { values: rows.column(column).clone(), options: None });
+    let order = lexsort_to_indices(&by, None).expect("texts, times and numbers can be sorted");
+    let rows = take_record_batch(&rows, &order).expect("the order is of these rows");
+    let [epoch, split, offset] = epoch_and_place(info.epoch, u64s(&rows, 1));
+    let [stage, kind, time, detail, row] = [0, 2, 3, 4, 5].map(|column| rows.column(column).clone());
+    let time = cast(&time, schema.field(5).data_type()).expect("times of two zones can be cast");
+    let columns = vec![epoch, stage, split, offset, kind, time, detail, row];
+    Some(RecordBatch::try_new(schema.clone(), columns).expect("the columns fit the stream's schema"))
+}
+
 /// By place and line; what has no place by (event time, order id, line).
-fn reservation_events_in_order(batches: Vec<Batch>) -> Option<RecordBatch> {
+pub(super) fn reservation_events_in_order(batches: Vec<Batch>) -> Option<RecordBatch> {
     const ORDER_ID: usize = 1;
     const EVENT_TIME: usize = 5;
     const ORDINAL: usize = 8;

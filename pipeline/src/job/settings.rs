@@ -15,6 +15,7 @@ use crate::dataflow::Settings;
 use crate::epoch_log::{LogHome, ObjectSettings, TopicSettings};
 use crate::sealer::MARKS_MAX;
 use crate::source::{KafkaSettings, SourceLimits};
+use crate::stages::Stages;
 
 /// Least bytes between two marks of a split: an epoch of less is not worth its overhead.
 const MARK_BYTES_MIN: u64 = 64 << 10;
@@ -83,6 +84,8 @@ pub(super) fn operators(config: &Config, live: bool) -> Result<Settings, JobErro
         let rules = plan().expect("the rules have been planned before");
         rules.into_iter().map(|rule| Box::new(rule) as Box<dyn Predicate>).collect()
     };
+    let stages = Stages::load(&config.stages.files, &windows).map_err(|e| setting(&e))?;
+    stages.check(config).map_err(|e| setting(&e))?;
     let limits = &config.validate;
     let horizon = config.dedup.horizon.as_micros();
     Ok(Settings {
@@ -105,6 +108,7 @@ pub(super) fn operators(config: &Config, live: bool) -> Result<Settings, JobErro
         model,
         thresholds: Thresholds { reject: config.fraud.reject, review: config.fraud.review },
         hold: config.reservation.hold.as_micros(),
+        stages,
     })
 }
 
@@ -133,6 +137,7 @@ pub(super) fn meaning(config: &Config, settings: &Settings) -> BTreeMap<String, 
     for rule in &limits.rules {
         meaning.insert(format!("validate.rules.{}", rule.name), rule.sql.clone());
     }
+    meaning.extend(settings.stages.meaning());
     // The model's weights are its meaning, not its file's name.
     if let Ok(model) = config.fraud.model_text() {
         let sum = crc32fast::hash(model.as_bytes());

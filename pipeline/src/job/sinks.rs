@@ -4,23 +4,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orderflow_operators::epoch::Epoch;
-use orderflow_operators::streams::Stream;
+use orderflow_operators::streams::OutputStream;
 use orderflow_sinks::clickhouse::{ClickHouseSettings, ClickHouseSink};
 use orderflow_sinks::delta::{DeltaSettings, DeltaSink};
 use orderflow_sinks::jsonl::{JsonLinesSink, JsonLinesTarget};
 use orderflow_sinks::kafka::{KafkaSettings, KafkaSink};
-use orderflow_sinks::{Recovered, Sink};
+use orderflow_sinks::{Recovered, Sink, SinkError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::JobError;
 use super::runtimes::Runtimes;
-use crate::config::{Config, DeliveryConfig, Interval};
+use crate::config::{Config, DeliveryConfig, Interval, SinkKind};
 use crate::dataflow::Settings;
 use crate::failure::Failure;
 use crate::metrics::Metrics;
 use crate::sink_driver::{Driver, DriverSettings};
 use crate::sink_hub::SinkHub;
+use crate::stages::{ChangesSink, JobStream, Target, change_schema};
 
 /// A driver for each enabled sink of each stream for which `mine` holds.
 pub(super) fn drivers(
@@ -33,11 +34,11 @@ pub(super) fn drivers(
     mine: impl Fn(usize) -> bool,
 ) -> Result<Vec<Driver>, JobError> {
     let mut drivers = Vec::new();
-    let mut add = |stream: Stream, sink: Box<dyn Sink>, place: &str, interval: Interval, rows_max: u64, delivery: DeliveryConfig| {
+    let mut add = |stream: &OutputStream, sink: Box<dyn Sink>, place: &str, interval: Interval, rows_max: u64, delivery: DeliveryConfig| {
         drivers.push(Driver {
             label: format!("{} {} in {place}", sink.name(), stream.name()),
             sink,
-            stream,
+            stream: stream.clone(),
             settings: DriverSettings {
                 interval: interval.as_duration(),
                 rows_max,
@@ -53,40 +54,71 @@ pub(super) fn drivers(
             failure: failure.clone(),
         });
     };
-    for (number, stream) in Stream::ALL.into_iter().enumerate().filter(|&(number, _)| mine(number)) {
-        debug_assert_eq!(number, stream as usize);
+    let refused = |e: SinkError| JobError::Sink(e.to_string());
+    for (_, job_stream) in settings.stages.streams.iter().enumerate().filter(|&(number, _)| mine(number)) {
+        let JobStream { stream, target, .. } = job_stream;
         let schema = stream.schema(&settings.windows);
+        // Messages and lines may be of changes.
+        let written = job_stream.debezium.as_ref().map_or_else(|| schema.clone(), |_| change_schema(&schema));
         let sinks = &config.sinks;
-        if sinks.delta.enabled {
-            let sink =
-                DeltaSink::new(&config.job.id, stream.name(), schema.clone(), delta(config)?).map_err(|e| JobError::Sink(e.to_string()))?;
+        // Whether sinks of a kind get it, and the address that its table gives instead of that of the settings.
+        let goes_to = |kind: SinkKind| match target {
+            Target::All => Some(None),
+            Target::Only(only, address) if *only == kind => Some(address.clone()),
+            _ => None,
+        };
+        let chosen = |streams: &[String]| *target != Target::All || streams.is_empty() || streams.iter().any(|s| s == stream.name());
+        if let Some(folder) = goes_to(SinkKind::Delta).filter(|_| sinks.delta.enabled) {
+            let settings = delta(config)?;
+            let settings = DeltaSettings { url: folder.unwrap_or(settings.url), ..settings };
+            let place = settings.url.clone();
+            let sink = DeltaSink::new(&config.job.id, stream.name(), schema.clone(), settings).map_err(refused)?;
             let (interval, rows_max) = (sinks.delta.commit_interval, sinks.delta.commit_rows_max);
-            add(stream, Box::new(sink), &sinks.delta.url, interval, rows_max, sinks.delta.delivery());
+            add(stream, Box::new(sink), &place, interval, rows_max, sinks.delta.delivery());
         }
-        if sinks.clickhouse.enabled {
-            let sink = ClickHouseSink::new(stream, schema.clone(), clickhouse(config)).map_err(|e| JobError::Sink(e.to_string()))?;
+        if goes_to(SinkKind::ClickHouse).is_some() && sinks.clickhouse.enabled {
+            let sink = ClickHouseSink::new(stream.clone(), schema.clone(), clickhouse(config)).map_err(refused)?;
             let place = format!("{} {}", sinks.clickhouse.url, sinks.clickhouse.database);
             let (interval, rows_max) = (sinks.clickhouse.commit_interval, sinks.clickhouse.commit_rows_max);
             add(stream, Box::new(sink), &place, interval, rows_max, sinks.clickhouse.delivery());
         }
-        let chosen = |streams: &[String]| streams.is_empty() || streams.iter().any(|s| s == stream.name());
-        if sinks.kafka.enabled && chosen(&sinks.kafka.streams) {
-            let sink = KafkaSink::new(stream, schema.clone(), kafka(config)).map_err(|e| JobError::Sink(e.to_string()))?;
+        if let Some(brokers) = goes_to(SinkKind::Kafka).filter(|_| sinks.kafka.enabled && chosen(&sinks.kafka.streams)) {
+            let mut settings = kafka(config);
+            if *target != Target::All {
+                // Its table names the topic.
+                settings.topic_prefix.clear();
+                settings.brokers = brokers.unwrap_or(settings.brokers);
+            }
+            let place = format!("{} {}", settings.brokers, settings.topic_prefix);
             let (interval, rows_max) = (sinks.kafka.commit_interval, sinks.kafka.commit_rows_max);
-            let place = format!("{} {}", sinks.kafka.brokers, sinks.kafka.topic_prefix);
-            add(stream, Box::new(sink), &place, interval, rows_max, sinks.kafka.delivery());
+            let sink = KafkaSink::new(stream.clone(), written.clone(), settings).map_err(refused)?;
+            add(stream, as_messages(job_stream, Box::new(sink)), &place, interval, rows_max, sinks.kafka.delivery());
         }
-        if sinks.jsonl.enabled && chosen(&sinks.jsonl.streams) {
-            let target = match sinks.jsonl.path.as_str() {
+        let path = match target {
+            Target::Stdout => Some("-"),
+            _ => goes_to(SinkKind::JsonLines)
+                .filter(|_| sinks.jsonl.enabled && chosen(&sinks.jsonl.streams))
+                .map(|_| sinks.jsonl.path.as_str()),
+        };
+        if let Some(path) = path {
+            let target = match path {
                 "-" => JsonLinesTarget::Stdout,
                 path => JsonLinesTarget::Folder(path.into()),
             };
-            let sink = JsonLinesSink::new(stream.name(), schema, target);
+            let sink = JsonLinesSink::new(stream.name(), written, target);
             // For a look: at once.
-            add(stream, Box::new(sink), &sinks.jsonl.path, Interval::millis(100), u64::MAX, sinks.jsonl.delivery());
+            add(stream, as_messages(job_stream, Box::new(sink)), path, Interval::millis(100), u64::MAX, sinks.jsonl.delivery());
         }
     }
     Ok(drivers)
+}
+
+/// A sink of messages or lines, which are Debezium's where the stream's table says so.
+fn as_messages(stream: &JobStream, sink: Box<dyn Sink>) -> Box<dyn Sink> {
+    match &stream.debezium {
+        Some(key) => Box::new(ChangesSink::new(sink, key.clone())),
+        None => sink,
+    }
 }
 
 /// Asks each sink what it has committed, all at the same time.

@@ -66,6 +66,12 @@ pub fn tables(out: &Path) -> Tables {
     STREAMS.iter().map(|&stream| (stream.to_owned(), runtime.block_on(table(&out.join("delta").join(stream))))).collect()
 }
 
+/// One Delta table of a replay.
+pub fn delta_table(out: &Path, stream: &str) -> Vec<Row> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(table(&out.join("delta").join(stream)))
+}
+
 async fn table(folder: &Path) -> Vec<Row> {
     let url = url::Url::from_directory_path(std::fs::canonicalize(folder).unwrap()).unwrap();
     let table = deltalake::open_table(url).await.unwrap();
@@ -99,6 +105,7 @@ fn value(column: &dyn Array, row: usize) -> Value {
     match column.data_type() {
         DataType::Int64 => column.as_primitive::<Int64Type>().value(row).into(),
         DataType::Int32 => column.as_primitive::<Int32Type>().value(row).into(),
+        DataType::Boolean => column.as_boolean().value(row).into(),
         DataType::Float64 => column.as_primitive::<Float64Type>().value(row).into(),
         DataType::Timestamp(_, Some(zone)) if &**zone == "UTC" => column.as_primitive::<TimestampMicrosecondType>().value(row).into(),
         DataType::Utf8 => column.as_string::<i32>().value(row).into(),

@@ -8,6 +8,7 @@ mod job;
 mod outages;
 mod partitions;
 mod sinks;
+mod stages;
 mod topics;
 
 use std::io::Write;

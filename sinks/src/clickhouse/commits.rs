@@ -39,13 +39,13 @@ pub(super) struct History {
 pub(super) struct CommitLog {
     connection: Connection,
     job: String,
-    stream: &'static str,
+    stream: String,
     life: u64,
 }
 
 impl CommitLog {
-    pub(super) fn new(connection: Connection, job: &str, stream: &'static str) -> CommitLog {
-        CommitLog { connection, job: job.to_owned(), stream, life: 0 }
+    pub(super) fn new(connection: Connection, job: &str, stream: &str) -> CommitLog {
+        CommitLog { connection, job: job.to_owned(), stream: stream.to_owned(), life: 0 }
     }
 
     /// Reads what earlier lives left and begins a life.
@@ -91,7 +91,7 @@ impl CommitLog {
             .connection
             .query(sql)
             .param("job", &self.job)
-            .param("stream", self.stream)
+            .param("stream", &self.stream)
             .param("life", self.life)
             .param("state", state)
             .param("from", commit.from.0)
@@ -108,7 +108,7 @@ impl CommitLog {
     /// The first row of a query of numbers.
     async fn numbers<const N: usize>(&self, sql: &str, from: u64) -> Result<Option<[u64; N]>, SinkError> {
         let what = "read what was committed";
-        let query = self.connection.query(sql).param("job", &self.job).param("stream", self.stream).param("from", from);
+        let query = self.connection.query(sql).param("job", &self.job).param("stream", &self.stream).param("from", from);
         let (_, rows) = self.connection.table(what, query).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         let numbers: Option<Vec<u64>> = row.iter().map(|text| text.parse().ok()).collect();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use orderflow_faults::Point;
-use orderflow_operators::streams::Stream;
+use orderflow_operators::streams::{EPOCH, OutputStream, StageStream, Stream};
 use tokio::sync::Mutex;
 
 use super::connection::Connection;
@@ -36,13 +36,15 @@ pub(super) struct Server {
 ///
 /// # Errors
 /// Refused where the database is of a newer release, or the table's columns are not those of the stream.
-pub(super) async fn prepare(connection: &Connection, stream: Stream, schema: &Schema) -> Result<Server, SinkError> {
+pub(super) async fn prepare(connection: &Connection, stream: &OutputStream, schema: &Schema) -> Result<Server, SinkError> {
     let _turn = TURN.lock().await;
     connection.point("prepare the tables", Point::ClickHousePrepare)?;
     create_database(connection).await?;
     migrate(connection).await?;
-    if stream == Stream::OrderDecisions {
-        add_feature_columns(connection, stream, schema).await?;
+    match stream {
+        OutputStream::Own(Stream::OrderDecisions) => add_feature_columns(connection, stream, schema).await?,
+        OutputStream::Own(_) => {}
+        OutputStream::Stage(stage) => create_stage_table(connection, stage, schema).await?,
     }
     check_columns(connection, stream, schema).await?;
     connection.point("prepare the tables", Point::ClickHousePrepared)?;
@@ -101,9 +103,39 @@ fn statements(script: &str) -> Vec<String> {
     code.split(";\n").map(|statement| statement.trim().trim_end_matches(';').to_owned()).filter(|statement| !statement.is_empty()).collect()
 }
 
+/// A stage's stream has the columns that its query gives it: its table is made of them, and kept as long as they fit.
+async fn create_stage_table(connection: &Connection, stream: &StageStream, schema: &Schema) -> Result<(), SinkError> {
+    let what = format!("create table {}", stream.name);
+    let sql = stage_table(stream, schema).map_err(|message| connection.refused(&what, message))?;
+    connection.execute(&what, connection.query(&sql)).await
+}
+
+fn stage_table(stream: &StageStream, schema: &Schema) -> Result<String, String> {
+    let column = |field: &Field| {
+        let codec = if field.name() == EPOCH { "CODEC(Delta, ZSTD(1))" } else { "CODEC(ZSTD(1))" };
+        Ok(format!("{} {} {codec}", identifier(field.name()), column_type(field)?))
+    };
+    let columns = schema.fields().iter().map(|field| column(field)).collect::<Result<Vec<_>, String>>()?;
+    // What tells rows apart is asked for most; else their first time, as that of a window.
+    let is_time = |field: &&Field| matches!(field.data_type(), DataType::Timestamp(..));
+    let by: Vec<&str> = match &stream.key[..] {
+        [] => schema.fields().iter().map(AsRef::as_ref).find(is_time).map(|field: &Field| field.name().as_str()).into_iter().collect(),
+        key => key.iter().map(String::as_str).collect(),
+    };
+    let by: Vec<String> = by.into_iter().chain([EPOCH]).map(identifier).collect();
+    Ok(format!(
+        "CREATE TABLE IF NOT EXISTS {} ({}) ENGINE = MergeTree PARTITION BY intDiv(epoch, 100000000) ORDER BY ({}) \
+         SETTINGS allow_nullable_key = 1, non_replicated_deduplication_window = 10000, replicated_deduplication_window = 10000, \
+         replicated_deduplication_window_seconds = 2592000",
+        identifier(&stream.name),
+        columns.join(", "),
+        by.join(", ")
+    ))
+}
+
 /// Windows are a setting and name the columns. Another list of them adds columns; rows of the earlier one keep theirs, and have
 /// nulls in the new.
-async fn add_feature_columns(connection: &Connection, stream: Stream, schema: &Schema) -> Result<(), SinkError> {
+async fn add_feature_columns(connection: &Connection, stream: &OutputStream, schema: &Schema) -> Result<(), SinkError> {
     let existing = columns(connection, stream).await?;
     let mut actions = Vec::new();
     let mut previous: Option<&str> = None;
@@ -122,7 +154,7 @@ async fn add_feature_columns(connection: &Connection, stream: Stream, schema: &S
     connection.execute("add the columns of features", connection.query(&sql)).await
 }
 
-async fn check_columns(connection: &Connection, stream: Stream, schema: &Schema) -> Result<(), SinkError> {
+async fn check_columns(connection: &Connection, stream: &OutputStream, schema: &Schema) -> Result<(), SinkError> {
     let what = format!("check the columns of {stream}");
     let existing = columns(connection, stream).await?;
     let mut faults = Vec::new();
@@ -142,7 +174,7 @@ async fn check_columns(connection: &Connection, stream: Stream, schema: &Schema)
 }
 
 /// Types of the table's columns by name, without `LowCardinality`, which changes nothing for an insert.
-async fn columns(connection: &Connection, stream: Stream) -> Result<HashMap<String, String>, SinkError> {
+async fn columns(connection: &Connection, stream: &OutputStream) -> Result<HashMap<String, String>, SinkError> {
     let sql = "SELECT name, type FROM system.columns WHERE database = {database:String} AND table = {table:String}";
     let query = connection.query_server(sql).param("database", connection.database()).param("table", stream.name());
     let (_, rows) = connection.table(&format!("read the columns of {stream}"), query).await?;
@@ -157,12 +189,17 @@ async fn columns(connection: &Connection, stream: Stream) -> Result<HashMap<Stri
 /// ClickHouse's type of an Arrow column, or what is wrong with it.
 fn column_type(field: &Field) -> Result<String, String> {
     let plain = match field.data_type() {
+        DataType::Boolean => "Bool",
         DataType::Int32 => "Int32",
         DataType::Int64 => "Int64",
+        DataType::Float32 => "Float32",
         DataType::Float64 => "Float64",
+        DataType::Date32 => "Date32",
         DataType::Utf8 | DataType::Binary => "String",
         DataType::Timestamp(TimeUnit::Microsecond, Some(zone)) if zone.as_ref() == "UTC" => "DateTime64(6, 'UTC')",
         DataType::List(item) if *item.data_type() == DataType::Utf8 && !field.is_nullable() => return Ok("Array(String)".to_owned()),
+        // An array is never null there: it has no elements instead.
+        DataType::List(item) if *item.data_type() == DataType::Utf8 => return Ok("Array(Nullable(String))".to_owned()),
         other => return Err(format!("column {} of type {other} has no counterpart here", field.name())),
     };
     Ok(if field.is_nullable() { format!("Nullable({plain})") } else { plain.to_owned() })
@@ -176,6 +213,8 @@ pub(super) fn identifier(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use expect_test::{Expect, expect};
+
     use super::*;
 
     #[test]
@@ -199,6 +238,29 @@ mod tests {
                 assert_eq!(own, !statement.contains("non_replicated_deduplication_window = 10000"), "{statement}");
             }
         }
+    }
+
+    #[test]
+    fn a_table_of_a_stage() {
+        let time = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
+        let field = |name: &str, data_type: &DataType| Field::new(name, data_type.clone(), name != EPOCH);
+        let schema = Schema::new(vec![field(EPOCH, &DataType::Int64), field("minute", &time), field("sku", &DataType::Utf8)]);
+        let check = |key: &[&str], schema: &Schema, expected: Expect| {
+            let key = key.iter().map(|&name| name.to_owned()).collect();
+            let stream = StageStream { name: "per_minute".into(), schema: schema.clone().into(), key };
+            expected.assert_eq(&stage_table(&stream, schema).unwrap_or_else(|message| message));
+        };
+        check(
+            &[],
+            &schema,
+            expect![
+                "CREATE TABLE IF NOT EXISTS `per_minute` (`epoch` Int64 CODEC(Delta, ZSTD(1)), `minute` Nullable(DateTime64(6, 'UTC')) CODEC(ZSTD(1)), `sku` Nullable(String) CODEC(ZSTD(1))) ENGINE = MergeTree PARTITION BY intDiv(epoch, 100000000) ORDER BY (`minute`, `epoch`) SETTINGS allow_nullable_key = 1, non_replicated_deduplication_window = 10000, replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 2592000"
+            ],
+        );
+        let by_sku = StageStream { name: "s".into(), schema: schema.clone().into(), key: vec!["sku".into()] };
+        assert!(stage_table(&by_sku, &schema).unwrap().contains("ORDER BY (`sku`, `epoch`)"));
+        let unknown = Schema::new(vec![field("n", &DataType::UInt64)]);
+        check(&[], &unknown, expect!["column n of type UInt64 has no counterpart here"]);
     }
 
     #[test]

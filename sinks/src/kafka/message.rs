@@ -2,10 +2,13 @@
 
 use std::ops::Range;
 
-use arrow::array::{Array, AsArray, RecordBatch, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
+use arrow::compute::kernels::zip::zip;
+use arrow::compute::{cast, is_not_null};
+use arrow::datatypes::DataType;
 use arrow::error::ArrowError;
 use orderflow_operators::epoch::Epoch;
-use orderflow_operators::streams::Stream;
+use orderflow_operators::streams::{OutputStream, Stream};
 use rdkafka::message::{Header, OwnedHeaders};
 use serde_json::Value;
 
@@ -16,14 +19,53 @@ const KEY_BYTES_MAX: usize = 1_024;
 /// What a message takes beside its key and value: its headers and the protocol's own fields.
 const OVERHEAD_BYTES: usize = 512;
 
-/// The column whose value is the key of a stream's messages.
-pub(super) fn key_column(stream: Stream) -> Option<&'static str> {
+/// The columns whose values are the key of a stream's messages; without one they have no key.
+pub(super) fn key_columns(stream: &OutputStream) -> Vec<String> {
+    let one = |name: &str| vec![name.to_owned()];
     match stream {
-        Stream::OrderDecisions | Stream::OrderLines | Stream::ReservationEvents => Some("order_id"),
-        Stream::StockMovements => Some("sku"),
+        OutputStream::Own(Stream::OrderDecisions | Stream::OrderLines | Stream::ReservationEvents) => one("order_id"),
+        OutputStream::Own(Stream::StockMovements) => one("sku"),
         // Messages that cannot be read have no key that could be trusted.
-        Stream::DeadLetters => None,
+        OutputStream::Own(Stream::DeadLetters) => Vec::new(),
+        OutputStream::Stage(stream) => stream.key.clone(),
     }
+}
+
+/// By row, the key: the value of one column as it is, of several as a JSON array of texts.
+fn keys(rows: &RecordBatch, columns: &[String]) -> Result<Option<StringArray>, ArrowError> {
+    let texts = columns.iter().map(|name| cast(&key_column(rows, name)?, &DataType::Utf8)).collect::<Result<Vec<_>, _>>()?;
+    let texts: Vec<&StringArray> = texts.iter().map(|text| text.as_string::<i32>()).collect();
+    Ok(match texts[..] {
+        [] => None,
+        [one] => Some(one.clone()),
+        _ => Some(
+            (0..rows.num_rows())
+                .map(|row| {
+                    let values = texts.iter().map(|text| if text.is_valid(row) { text.value(row).into() } else { Value::Null });
+                    Some(Value::Array(values.collect()).to_string())
+                })
+                .collect(),
+        ),
+    })
+}
+
+/// A column of the rows or, of changes, what the row has after or else had before.
+fn key_column(rows: &RecordBatch, name: &str) -> Result<ArrayRef, ArrowError> {
+    if let Some(column) = rows.column_by_name(name) {
+        return Ok(column.clone());
+    }
+    let side = |side: &str| rows.column_by_name(side)?.as_struct_opt().cloned();
+    match (side("before"), side("after")) {
+        (Some(before), Some(after)) => {
+            let of = |side: &arrow::array::StructArray| side.column_by_name(name).cloned().ok_or_else(|| missing(name));
+            zip(&is_not_null(&after)?, &of(&after)?, &of(&before)?)
+        }
+        _ => Err(missing(name)),
+    }
+}
+
+fn missing(name: &str) -> ArrowError {
+    ArrowError::SchemaError(format!("there is no column {name} for the messages' key"))
 }
 
 /// The rows of an epoch, ready to be sent: a JSON object each, as [`JsonLinesSink`](crate::jsonl::JsonLinesSink) writes it.
@@ -51,9 +93,9 @@ pub(super) struct Message<'a> {
 impl Messages {
     /// Encodes `rows`. A message of more than `bytes_max` bytes has its longest texts cut, since brokers would refuse it, and the
     /// job must go on whatever its input is.
-    pub fn encode(epoch: Epoch, rows: &RecordBatch, key_column: Option<&str>, bytes_max: usize) -> Result<Messages, ArrowError> {
+    pub fn encode(epoch: Epoch, rows: &RecordBatch, key_columns: &[String], bytes_max: usize) -> Result<Messages, ArrowError> {
         let mut text = lines(rows)?;
-        let keys = key_column.and_then(|name| rows.column_by_name(name)).and_then(|column| column.as_string_opt::<i32>()).cloned();
+        let keys = keys(rows, key_columns)?;
         let mut values = Vec::with_capacity(rows.num_rows());
         let mut start = 0;
         for end in line_ends(&text) {
@@ -155,7 +197,7 @@ mod tests {
     }
 
     fn check(rows: &RecordBatch, bytes_max: usize, expected: Expect) {
-        let messages = Messages::encode(Epoch(7), rows, Some("order_id"), bytes_max).unwrap();
+        let messages = Messages::encode(Epoch(7), rows, &["order_id".to_owned()], bytes_max).unwrap();
         let texts: Vec<String> = messages
             .iter()
             .map(|message| {
@@ -197,12 +239,31 @@ mod tests {
     }
 
     #[test]
+    fn keys_of_several_columns_and_of_changes() {
+        let rows = rows(&["a", "b"], &[b"", b""]);
+        let texts = |rows: &RecordBatch, columns: &[&str]| {
+            let columns: Vec<String> = columns.iter().map(|&c| c.to_owned()).collect();
+            keys(rows, &columns).unwrap().map(|keys| keys.iter().map(|key| key.unwrap().to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(texts(&rows, &[]), None);
+        assert_eq!(texts(&rows, &["n"]).unwrap(), ["0", "1"]);
+        assert_eq!(texts(&rows, &["order_id", "n"]).unwrap(), [r#"["a","0"]"#, r#"["b","1"]"#]);
+        assert!(keys(&rows, &["sku".to_owned()]).is_err());
+        let side = |present: [bool; 2]| {
+            let fields = rows.schema_ref().fields().clone();
+            Arc::new(arrow::array::StructArray::new(fields, rows.columns().to_vec(), Some(present.to_vec().into()))) as ArrayRef
+        };
+        let changes = RecordBatch::try_from_iter([("before", side([false, true])), ("after", side([true, false]))]).unwrap();
+        assert_eq!(texts(&changes, &["order_id"]).unwrap(), ["a", "b"]);
+    }
+
+    #[test]
     fn each_stream_has_its_key() {
         let windows = orderflow_operators::features::WindowSet::default();
         for stream in Stream::ALL {
-            if let Some(name) = key_column(stream) {
+            for name in key_columns(&stream.into()) {
                 let schema = stream.schema(&windows);
-                let field = schema.field_with_name(name).unwrap();
+                let field = schema.field_with_name(&name).unwrap();
                 assert!(!field.is_nullable() && *field.data_type() == arrow::datatypes::DataType::Utf8, "{stream}: {field}");
             }
         }
@@ -211,7 +272,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_fits(id in ".{0,3000}", raw in proptest::collection::vec(any::<u8>(), 0..3000), bytes_max in 2_000_usize..4_000) {
-            let messages = Messages::encode(Epoch(1), &rows(&[&id], &[&raw]), Some("order_id"), bytes_max).unwrap();
+            let messages = Messages::encode(Epoch(1), &rows(&[&id], &[&raw]), &["order_id".to_owned()], bytes_max).unwrap();
             let message = messages.iter().next().unwrap();
             prop_assert!(message.value.len() + message.key.unwrap().len() + OVERHEAD_BYTES <= bytes_max);
             let object: serde_json::Map<String, Value> = serde_json::from_slice(message.value).unwrap();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, StructArray, UInt32Array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray, StructArray, UInt32Array};
 use arrow::compute::{cast, take_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::json::ReaderBuilder;
@@ -199,8 +199,11 @@ pub(crate) fn own_columns(rows: &RecordBatch) -> RecordBatch {
 /// With a `key`, a row that is taken back and one that is given with the same key are one update (`u`); else each is a deletion (`d`) or a creation
 /// (`c`), deletions first.
 pub fn to_debezium(rows: &RecordBatch, key: &[usize]) -> Result<Vec<u8>, arrow::error::ArrowError> {
-    let own = own_columns(rows);
-    let retract = rows::retractions(rows);
+    to_json(&changes(&own_columns(rows), rows::retractions(rows), key)?)
+}
+
+/// [`to_debezium`] as columns: `before` and `after` (structs of the columns of `own`), `op` (text). `retract` says which rows are taken back.
+pub fn changes(own: &RecordBatch, retract: &BooleanArray, key: &[usize]) -> Result<RecordBatch, arrow::error::ArrowError> {
     let converter = rows::row_converter(own.schema_ref().fields());
     let contents = converter.convert_columns(own.columns())?;
     // What came and went within the epoch is nothing.
@@ -240,5 +243,5 @@ pub fn to_debezium(rows: &RecordBatch, key: &[usize]) -> Result<Vec<u8>, arrow::
     let before = side(changes.iter().map(|c| c.0).collect())?;
     let after = side(changes.iter().map(|c| c.1).collect())?;
     let op: ArrayRef = Arc::new(changes.iter().map(|c| Some(c.2)).collect::<StringArray>());
-    to_json(&RecordBatch::try_new(Arc::new(schema), vec![before, after, op])?)
+    RecordBatch::try_new(Arc::new(schema), vec![before, after, op])
 }

@@ -1,0 +1,438 @@
+//! Stages inside the job: whatever the workers, epochs and kills, their streams are those of the same stages by themselves over what the serial
+//! reference gives, and the last state of `live_stock` is the stock.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatch;
+use common::{epochs, replay, replay_command};
+use orderflow_fixtures::clickhouse_server::{ClickHouseServer, ClickHouseServerError, ServeCommand, ServerOptions, serve_from_env};
+use orderflow_fixtures::generate::{Compression, GenerateSettings, write_folder};
+use orderflow_fixtures::hostile;
+use orderflow_fixtures::reference::{self, BASELINE, EpochRecord, Model, ReferenceSettings, Row, Streams, Walk};
+use orderflow_sql::run::{RunSettings, render, run};
+use orderflow_sql::stage::Stage;
+use serde_json::{Value, json};
+
+/// Our stages but `live_stock`, which reads two streams; what its windows' ends are.
+const WINDOWED: [(&str, &str, i64); 6] = [
+    ("revenue_per_minute", "minute", 60),
+    ("fraud_rate_per_hour", "hour", 3600),
+    ("stock_outs_per_hour", "hour", 3600),
+    ("top_skus_per_hour", "hour", 3600),
+    ("customer_sessions", "ended", 0),
+    ("late_payments", "hour", 3600),
+];
+
+/// Lets this binary be the server, see [`ServeCommand::this_test`].
+#[test]
+fn clickhouse_server_process() {
+    serve_from_env();
+}
+
+/// Hours of event time, of which much comes late.
+fn generated(seed: u64, orders: u64) -> tempfile::TempDir {
+    let input = tempfile::tempdir().unwrap();
+    let settings = GenerateSettings {
+        orders,
+        seed,
+        skus: 60,
+        customers: 600,
+        rate_per_s: orders as f64 / 9_000.0,
+        late_share: 0.05,
+        scarce_share: 0.3,
+        fraud_share: 0.05,
+        ..GenerateSettings::default()
+    };
+    write_folder(&settings, Compression::Plain, input.path(), |_| ()).unwrap();
+    input
+}
+
+fn our_stages() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../sql/stages").canonicalize().unwrap().display().to_string()
+}
+
+/// Settings of a replay with our stages, its lines in `OUT/lines`.
+fn settings(out: &Path, rows_max: u64) -> Vec<String> {
+    let set = [
+        format!("stages.files=[\"{}/*.sql\"]", our_stages()),
+        format!("epoch.rows_max={rows_max}"),
+        "replay.clock=fixed".to_owned(),
+        "sinks.jsonl.enabled=true".to_owned(),
+        format!("sinks.jsonl.path={}", out.join("lines").display()),
+    ];
+    set.into_iter().flat_map(|set| ["--set".to_owned(), set]).collect()
+}
+
+fn with<'a>(settings: &'a [String], more: &[&'a str]) -> Vec<&'a str> {
+    settings.iter().map(String::as_str).chain(more.iter().copied()).collect()
+}
+
+/// The lines of a stream.
+fn lines(out: &Path, stream: &str) -> Vec<Row> {
+    let text = std::fs::read_to_string(out.join("lines").join(format!("{stream}.jsonl"))).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// What the serial reference gives, with the watermark after each epoch and the stock at the end.
+struct Reference {
+    epochs: Vec<(Streams, Option<i64>)>,
+    stock: BTreeMap<String, (i64, i64)>,
+}
+
+impl Reference {
+    fn new(input: &Path, out: &Path) -> Reference {
+        let splits = reference::read_folder(input).unwrap();
+        let settings = ReferenceSettings::default();
+        let model = Model::parse(BASELINE, &settings.fraud_windows_us).unwrap();
+        let mut walk = Walk::new(settings, model);
+        let records = EpochRecord::parse_log(&epochs(out)).unwrap();
+        let epochs = records.iter().map(|record| (walk.epoch(record, &splits).unwrap(), walk.watermark())).collect();
+        let stock = walk.stock().skus().iter().map(|(sku, units)| (sku.clone(), (units.on_hand, units.reserved)));
+        Reference { epochs, stock: stock.collect() }
+    }
+
+    fn watermark(&self) -> i64 {
+        self.epochs.last().and_then(|(_, watermark)| *watermark).unwrap()
+    }
+}
+
+/// The streams' columns that stages read, and how far event time had come before each row.
+const DECLARED: &str = "
+CREATE TABLE order_decisions (order_id TEXT, customer_id TEXT, event_time TIMESTAMP, currency TEXT, total BIGINT, amount BIGINT, unit_count BIGINT,
+  decision TEXT, reason TEXT, detail TEXT[], fraud_score DOUBLE, billing_country TEXT, w TIMESTAMP, WATERMARK FOR event_time AS w
+) WITH (connector = 'single_file', path = 'order_decisions.json', format = 'json', type = 'source');
+CREATE TABLE order_lines (order_id TEXT, event_time TIMESTAMP, sku TEXT, quantity BIGINT, w TIMESTAMP, WATERMARK FOR event_time AS w
+) WITH (connector = 'single_file', path = 'order_lines.json', format = 'json', type = 'source');
+CREATE TABLE reservation_events (order_id TEXT, sku TEXT, quantity BIGINT, kind TEXT, event_time TIMESTAMP, on_hand BIGINT, reserved BIGINT, w TIMESTAMP,
+  WATERMARK FOR event_time AS w
+) WITH (connector = 'single_file', path = 'reservation_events.json', format = 'json', type = 'source');
+";
+
+/// Rows that come out of the stage by itself, and how many were late. Each row is an epoch of its own: the watermark before it must be that before its epoch in the
+/// job, so behind an epoch's rows stands one of long ago that brings the watermark on.
+fn by_itself(folder: &Path, stage: &str) -> (Vec<Row>, u64) {
+    let text = std::fs::read_to_string(Path::new(&our_stages()).join(format!("{stage}.sql"))).unwrap();
+    let stage = Stage::plan(&format!("{DECLARED}{text}"), &[]).unwrap_or_else(|error| panic!("{error}"));
+    let bytes: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let to = bytes.clone();
+    let sink = Box::new(move |_: usize, edge: &_, _: &_, rows: RecordBatch| {
+        to.lock().unwrap().extend(render(None, edge, &rows)?);
+        Ok(())
+    });
+    let settings = RunSettings { base: folder.to_owned(), workers: 1, epoch_rows: 1, stop_after: None, resume: None };
+    let summary = run(&stage, settings, sink).unwrap();
+    assert_eq!((summary.errors, summary.malformed), (0, 0), "{:?} {:?}", summary.first_error, summary.first_malformed);
+    let text = String::from_utf8(std::mem::take(&mut *bytes.lock().unwrap())).unwrap();
+    (text.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), summary.late)
+}
+
+fn write_streams(reference: &Reference, folder: &Path) {
+    for stream in ["order_decisions", "order_lines", "reservation_events"] {
+        let mut text = String::new();
+        let mut before: Option<i64> = None;
+        for (streams, after) in &reference.epochs {
+            for row in streams.rows(stream) {
+                let mut row = row.clone();
+                row.insert("w".to_owned(), json!(before));
+                writeln!(text, "{}", Value::Object(row)).unwrap();
+            }
+            let none = json!({"event_time": 0, "order_id": "", "customer_id": "", "decision": "rejected", "reason": "", "kind": "", "detail": [], "w": after});
+            writeln!(text, "{none}").unwrap();
+            before = *after;
+        }
+        std::fs::write(folder.join(format!("{stream}.json")), text).unwrap();
+    }
+}
+
+/// Microseconds since 1970 of a time as lines have it.
+fn micros(time: &Value) -> i64 {
+    let text = time.as_str().unwrap_or_else(|| panic!("{time} is no time"));
+    chrono::DateTime::parse_from_rfc3339(text).unwrap().timestamp_micros()
+}
+
+/// A row without its epoch, its times as numbers, as text that can be sorted.
+fn comparable(mut row: Row) -> String {
+    row.remove("epoch");
+    for (name, value) in &mut row {
+        if TIMES.contains(&name.as_str()) {
+            *value = json!(micros(value));
+        } else if name == "rate" {
+            *value = json!(value.as_f64());
+        }
+    }
+    text(row)
+}
+
+/// Columns that are times.
+const TIMES: [&str; 6] = ["minute", "hour", "started", "ended", "held_at", "paid_at"];
+
+/// A row as text, whatever the order of its columns.
+fn text(row: Row) -> String {
+    serde_json::to_string(&row.into_iter().collect::<BTreeMap<String, Value>>()).unwrap()
+}
+
+fn sorted(rows: impl IntoIterator<Item = Row>) -> Vec<String> {
+    let mut rows: Vec<String> = rows.into_iter().map(comparable).collect();
+    rows.sort_unstable();
+    rows
+}
+
+/// Compares the lines of all our stages with what must come out.
+#[track_caller]
+fn check(input: &Path, out: &Path, what: &str) {
+    let reference = Reference::new(input, out);
+    let folder = tempfile::tempdir().unwrap();
+    write_streams(&reference, folder.path());
+    let begin = GenerateSettings::default().start_us - 86_400_000_000;
+    let rejects = lines(out, "stage_rejects");
+    for (stage, time, width) in WINDOWED {
+        let (expected, late) = by_itself(folder.path(), stage);
+        // What stands behind an epoch's rows is of 1970; windows that event time has not left are still open in the job.
+        let is_over = |row: &Row| micros(&row[time]) > begin && micros(&row[time]) + width * 1_000_000 <= reference.watermark();
+        let (found, expected) = (sorted(lines(out, stage)), sorted(expected.into_iter().filter(is_over)));
+        // In one epoch all stock comes before all orders, and nothing runs out.
+        assert!(!expected.is_empty() || reference.epochs.len() < 5, "{what}: {stage} has no rows, so nothing is tested");
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!(found, expected, "{what}: {stage}");
+        }
+        assert_eq!(found.len(), expected.len(), "{what}: {stage} has another number of rows");
+        if stage == "revenue_per_minute" {
+            let found = rejects.iter().filter(|row| row["stage"] == stage).count() as u64;
+            assert_eq!(found, late, "{what}: late rows of {stage}");
+        }
+    }
+    check_stock(&reference, &lines(out, "live_stock"), what);
+}
+
+/// What `live_stock` must give, by a walk over the streams in canonical order.
+#[track_caller]
+fn check_stock(reference: &Reference, found: &[Row], what: &str) {
+    let mut table: BTreeMap<String, [i64; 4]> = BTreeMap::new();
+    let mut found = found.iter();
+    let row = |epoch: usize, retract: bool, sku: &str, [on_hand, reserved, available, changes]: [i64; 4]| {
+        let row = json!({
+            "epoch": epoch, "is_retract": retract, "sku": sku, "on_hand": on_hand, "reserved": reserved, "available": available, "changes": changes
+        });
+        text(row.as_object().unwrap().clone())
+    };
+    for (number, (streams, _)) in reference.epochs.iter().enumerate() {
+        let movements = streams.rows("stock_movements").iter();
+        let mut changes: Vec<&Row> = movements.chain(streams.rows("reservation_events")).filter(|row| !row["sku"].is_null()).collect();
+        let place = |row: &Row| (row["split"].as_i64().unwrap_or(i64::MAX), row["offset"].as_i64().unwrap_or(i64::MAX));
+        // Stable: expiries stay in their order.
+        changes.sort_by_key(|row| place(row));
+        let before = table.clone();
+        let mut touched = std::collections::BTreeSet::new();
+        for row in changes {
+            let sku = row["sku"].as_str().unwrap();
+            let (on_hand, reserved) = (row["on_hand"].as_i64().unwrap(), row["reserved"].as_i64().unwrap());
+            let entry = table.entry(sku.to_owned()).or_default();
+            *entry = [on_hand, reserved, on_hand - reserved, entry[3] + 1];
+            touched.insert(sku.to_owned());
+        }
+        let epoch = number + 1;
+        let taken_back = touched.iter().filter_map(|sku| before.get(sku).map(|of| row(epoch, true, sku, *of)));
+        let mut expected: Vec<String> = taken_back.chain(touched.iter().map(|sku| row(epoch, false, sku, table[sku]))).collect();
+        let mut of_epoch: Vec<String> = found.by_ref().take(expected.len()).map(|row| text(row.clone())).collect();
+        expected.sort_unstable();
+        of_epoch.sort_unstable();
+        assert_eq!(of_epoch, expected, "{what}: live_stock of epoch {epoch}");
+    }
+    assert_eq!(found.next(), None, "{what}: live_stock has more rows");
+    let last: BTreeMap<String, (i64, i64)> = table.iter().map(|(sku, of)| (sku.clone(), (of[0], of[1]))).collect();
+    assert_eq!(last, reference.stock, "{what}: the last state of live_stock is the stock");
+}
+
+#[test]
+fn our_stages_with_any_workers_and_epochs() {
+    let seed = 11;
+    let input = generated(seed, 5_000);
+    for rows_max in [100, 1_500, 65_536] {
+        let mut first: Option<Vec<String>> = None;
+        for workers in ["1", "2", "4"] {
+            let out = tempfile::tempdir().unwrap();
+            let more = ["--workers", workers, "--set", "sinks.delta.enabled=false"];
+            replay(input.path(), out.path(), &with(&settings(out.path(), rows_max), &more));
+            let what = format!("seed {seed}, {workers} workers, epochs of {rows_max}");
+            let files = WINDOWED.iter().map(|stage| stage.0).chain(["live_stock", "stage_rejects"]);
+            let read = |stream: &str| std::fs::read_to_string(out.path().join(format!("lines/{stream}.jsonl"))).unwrap();
+            let texts: Vec<String> = files.map(read).collect();
+            match &first {
+                None => {
+                    check(input.path(), out.path(), &what);
+                    first = Some(texts);
+                }
+                Some(first) => assert!(*first == texts, "{what}: other bytes than with one worker"),
+            }
+        }
+    }
+}
+
+/// No input stops a stage, and what it makes of it does not depend on the workers.
+#[test]
+fn hostile_input() {
+    for seed in [5, 6] {
+        let input = tempfile::tempdir().unwrap();
+        hostile::write_folder(seed, 1_500, input.path()).unwrap();
+        let mut first: Option<Vec<String>> = None;
+        for workers in ["1", "3"] {
+            let out = tempfile::tempdir().unwrap();
+            let more = ["--workers", workers, "--set", "sinks.delta.enabled=false"];
+            replay(input.path(), out.path(), &with(&settings(out.path(), 150), &more));
+            let files = WINDOWED.iter().map(|stage| stage.0).chain(["live_stock", "stage_rejects"]);
+            let read = |stream: &str| std::fs::read_to_string(out.path().join(format!("lines/{stream}.jsonl"))).unwrap();
+            let texts: Vec<String> = files.map(read).collect();
+            assert!(
+                first.get_or_insert_with(|| texts.clone()) == &texts,
+                "seed {seed}, {workers} workers: other bytes than with one worker"
+            );
+            let reference = Reference::new(input.path(), out.path());
+            check_stock(&reference, &lines(out.path(), "live_stock"), &format!("seed {seed}, {workers} workers"));
+        }
+    }
+}
+
+fn manifests(out: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(out.join("checkpoints/manifests")).into_iter().flatten();
+    entries.map(|entry| entry.unwrap().path()).filter(|path| !path.to_string_lossy().contains('#')).collect()
+}
+
+/// Starts a replay at a pace, and kills it behind its first new `checkpoints` checkpoints.
+fn killed_behind(input: &Path, out: &Path, checkpoints: usize, settings: &[&str]) {
+    let known = manifests(out);
+    let mut child = replay_command(input, out, &[settings, &["--rate", "1500"]].concat()).spawn().unwrap();
+    let started = Instant::now();
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < checkpoints {
+        assert!(started.elapsed() < Duration::from_secs(60), "no checkpoint was made");
+        if child.try_wait().unwrap().is_some() {
+            let output = child.wait_with_output().unwrap();
+            panic!("the replay ended before it was killed: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        seen.extend(manifests(out).into_iter().filter(|manifest| !known.contains(manifest)));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn our_stages_go_on_with_other_workers() {
+    let seed = 12;
+    let input = generated(seed, 6_000);
+    let out = tempfile::tempdir().unwrap();
+    let often = ["--set", "replay.checkpoints=true", "--set", "checkpoint.interval=50 ms", "--set", "sinks.delta.enabled=false"];
+    let settings = settings(out.path(), 300);
+    for workers in ["1", "4", "2"] {
+        killed_behind(input.path(), out.path(), 4, &with(&settings, &[&often[..], &["--workers", workers]].concat()));
+    }
+    let command = with(&settings, &[&often[..], &["--workers", "3"]].concat());
+    let output = replay_command(input.path(), out.path(), &command).args(["--set", "log.level=info"]).output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && log.contains("going on from a checkpoint"), "{log}");
+    check(input.path(), out.path(), &format!("seed {seed}, killed"));
+}
+
+#[test]
+fn a_group_that_did_not_change_is_not_written_again() {
+    let input = generated(13, 1_000);
+    let out = tempfile::tempdir().unwrap();
+    let often = ["replay.checkpoints=true", "checkpoint.interval=20 ms", "checkpoint.keep=1000", "sinks.delta.enabled=false"];
+    let often: Vec<&str> = often.into_iter().flat_map(|set| ["--set", set]).chain(["--rate", "400", "--workers", "1"]).collect();
+    replay(input.path(), out.path(), &with(&settings(out.path(), 100), &often));
+    let mut manifests = manifests(out.path());
+    manifests.sort();
+    let of = |path: &PathBuf| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+    let (mut kept, mut all) = (0, 0);
+    for pair in manifests.windows(2) {
+        let (before, after) = (of(&pair[0]), of(&pair[1]));
+        for (operator, bases) in after["bases"].as_object().unwrap().iter().filter(|(operator, _)| operator.starts_with("stage.")) {
+            for (group, base) in bases.as_object().unwrap().iter().filter(|(_, base)| !base["file"].is_null()) {
+                kept += usize::from(before["bases"][operator][group] == *base);
+                all += 1;
+            }
+        }
+    }
+    assert!(kept > all / 3, "{kept} of {all} groups are those of the checkpoint before");
+}
+
+#[test]
+fn other_stages_than_at_the_beginning_are_refused() {
+    let input = generated(14, 500);
+    let out = tempfile::tempdir().unwrap();
+    let settings = settings(out.path(), 1_000);
+    replay(input.path(), out.path(), &with(&settings, &[]));
+    let fails = |more: &[&str]| {
+        let output = replay_command(input.path(), out.path(), &with(&settings, more)).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let message = fails(&["--set", "stages.files=[]"]);
+    assert!(message.contains("stages.revenue_per_minute: text ") && message.contains("unset now"), "{message}");
+    assert!(message.contains("another job.id"), "{message}");
+    let changed = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(our_stages()).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, changed.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let revenue = changed.path().join("revenue_per_minute.sql");
+    let text = std::fs::read_to_string(&revenue).unwrap().replace("1 minute", "2 minutes");
+    std::fs::write(&revenue, text).unwrap();
+    let message = fails(&["--set", &format!("stages.files=[\"{}/*.sql\"]", changed.path().display())]);
+    assert!(message.contains("stages.revenue_per_minute: ") && !message.contains("stages.live_stock"), "{message}");
+}
+
+/// A ClickHouse server, unless it cannot be had here.
+fn clickhouse(folder: &Path) -> Option<ClickHouseServer> {
+    let command = ServeCommand::this_test("clickhouse_server_process").unwrap();
+    match orderflow_fixtures::clickhouse_server::ensure_library() {
+        Ok(_) => Some(ClickHouseServer::start(ServerOptions::new(folder, command)).unwrap()),
+        Err(error @ (ClickHouseServerError::Platform | ClickHouseServerError::NpmMissing | ClickHouseServerError::Npm { .. })) => {
+            eprintln!("SKIPPED ClickHouse, nothing of it was tested: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn every_sink_holds_what_the_lines_hold() {
+    let (input, out, data) = (generated(15, 3_000), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = clickhouse(data.path());
+    let mut settings = settings(out.path(), 700);
+    if let Some(server) = &server {
+        let set = ["sinks.clickhouse.enabled=true".to_owned(), format!("sinks.clickhouse.url={}", server.url())];
+        settings.extend(set.into_iter().flat_map(|set| ["--set".to_owned(), set]));
+    }
+    replay(input.path(), out.path(), &with(&settings, &["--workers", "2"]));
+    let form = "FORMAT JSONEachRow SETTINGS date_time_output_format = 'iso', output_format_json_quote_64bit_integers = 0";
+    for stream in WINDOWED.iter().map(|stage| stage.0).chain(["live_stock"]) {
+        let expected = sorted(lines(out.path(), stream));
+        assert!(!expected.is_empty(), "{stream} has no rows, so nothing is tested");
+        assert_eq!(sorted(common::delta_table(out.path(), stream).into_iter().map(times_as_text)), expected, "Delta table {stream}");
+        if let Some(server) = &server {
+            let text = server.post(&format!("SELECT * FROM orderflow.{stream} {form}")).unwrap();
+            let rows = text.lines().map(|line| serde_json::from_str(line).unwrap());
+            assert_eq!(sorted(rows), expected, "ClickHouse table {stream}");
+        }
+    }
+}
+
+/// Times as lines have them.
+fn times_as_text(mut row: Row) -> Row {
+    for (name, value) in &mut row {
+        if let (true, Some(time)) = (["minute", "hour", "started", "ended", "held_at", "paid_at"].contains(&name.as_str()), value.as_i64())
+        {
+            *value = chrono::DateTime::from_timestamp_micros(time).unwrap().to_rfc3339().into();
+        }
+    }
+    row
+}
