@@ -1,5 +1,7 @@
 //! What a stage is made of: operators, and who hands rows to whom.
 
+mod svg;
+
 use std::fmt::Write as _;
 
 use arrow::array::RecordBatch;
@@ -247,6 +249,11 @@ impl Graph {
             }
             self.write_node(text, input, depth);
         }
+    }
+
+    /// The graph as a picture: an SVG document.
+    pub fn to_svg(&self) -> String {
+        svg::to_svg(self)
     }
 
     /// The graph for Graphviz.

@@ -36,12 +36,13 @@ pub(super) enum SqlCommand {
     /// Print the plan of a stage
     #[command(after_help = "Examples:
   orderflow sql explain sql/stages/revenue.sql
-  orderflow sql explain sql/stages/revenue.sql --format dot | dot -Tsvg > plan.svg")]
+  orderflow sql explain sql/stages/revenue.sql --format svg > plan.svg
+  orderflow sql explain sql/stages/revenue.sql --format dot | dot -Tpng > plan.png")]
     Explain {
         /// The stage
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// As text, or as a graph for Graphviz
+        /// As text, as a graph for Graphviz, or as a picture
         #[arg(long, default_value = "text")]
         format: ExplainFormat,
         #[command(flatten)]
@@ -137,6 +138,7 @@ pub(super) struct RunStageArgs {
 pub(super) enum ExplainFormat {
     Text,
     Dot,
+    Svg,
 }
 
 /// Runs the command.
@@ -148,6 +150,7 @@ pub(super) fn sql(command: SqlCommand) -> Result<(), CliError> {
             let text = match format {
                 ExplainFormat::Text => stage.graph.to_text(),
                 ExplainFormat::Dot => stage.graph.to_dot(),
+                ExplainFormat::Svg => stage.graph.to_svg(),
             };
             Ok(io::stdout().write_all(text.as_bytes())?)
         }
