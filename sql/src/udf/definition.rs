@@ -260,7 +260,7 @@ fn async_options(attributes: &[Attribute]) -> Result<AsyncOptions, Wrong> {
         } else if meta.path.is_ident("timeout") {
             let value = meta.value()?.parse::<LitStr>()?;
             options.timeout = length(&value.value())
-                .ok_or_else(|| syn::Error::new(value.span(), "no length of time; write a number and ns, us, ms, s, m or h: \"5s\""))?;
+                .ok_or_else(|| syn::Error::new(value.span(), "no length of time; write a number and ns, µs, ms, s, m or h: \"5s\""))?;
         } else {
             return Err(meta.error("there are: ordered, unordered, timeout = \"5s\", allowed_in_flight = 1000"));
         }
@@ -346,19 +346,41 @@ mod tests {
 
     #[test]
     fn what_is_no_udf_is_refused_with_its_place() {
-        check_error("fn f(x: i64) -> i64 { x }", expect![[""]]);
-        check_error("#[udf]\nfn f(x: i64) -> i64 { x }\n#[udf]\nfn g(x: i64) -> i64 { x }", expect![[""]]);
-        check_error("#[udf]\nfn f(x: i64,\n  flag: bool) -> i64 { x }", expect![[""]]);
-        check_error("#[udf]\nfn f(x: String) -> i64 { 1 }", expect![[""]]);
-        check_error("#[udf]\nfn f(x: i64) -> &str { \"\" }", expect![[""]]);
-        check_error("#[udf]\nfn f() -> i64 { 1 }", expect![[""]]);
-        check_error("#[udf]\nfn f(x: i64) { }", expect![[""]]);
-        check_error("#[udf]\nfn f(x: Vec<i64>, y: i64) -> i64 { 1 }", expect![[""]]);
-        check_error("#[udf]\nasync fn f(x: Vec<i64>) -> i64 { 1 }", expect![[""]]);
-        check_error("#[udf(timeout = \"soon\")]\nasync fn f(x: i64) -> i64 { 1 }", expect![[""]]);
-        check_error("#[udf]\nfn f(x: i64) -> i64 { x + }", expect![[""]]);
-        check_error("#[udf]\nfn F(x: i64) -> i64 { x }", expect![[""]]);
-        check_error("/*\n[dependencies]\nregex = \n*/\n#[udf]\nfn f(x: i64) -> i64 { x }", expect![[""]]);
+        check_error(
+            "fn f(x: i64) -> i64 { x }",
+            expect!["f.rs:1:1: there is no function under #[udf]; write `use arroyo_udf_plugin::udf;` and #[udf] over one"],
+        );
+        check_error(
+            "#[udf]\nfn f(x: i64) -> i64 { x }\n#[udf]\nfn g(x: i64) -> i64 { x }",
+            expect!["f.rs:4:4: a second function under #[udf]; put each into a file of its own"],
+        );
+        check_error(
+            "#[udf]\nfn f(x: i64,\n  flag: bool) -> i64 { x }",
+            expect!["f.rs:3:9: arroyo-udf-plugin 0.2 has no bool; use i32 with 0 and 1"],
+        );
+        check_error("#[udf]\nfn f(x: String) -> i64 { 1 }", expect!["f.rs:2:9: take &str instead of String"]);
+        check_error("#[udf]\nfn f(x: i64) -> &str { \"\" }", expect!["f.rs:2:17: return String instead of &str"]);
+        check_error(
+            "#[udf]\nfn f() -> i64 { 1 }",
+            expect!["f.rs:2:5: a UDF takes at least one argument: a value for each row is made of the row"],
+        );
+        check_error("#[udf]\nfn f(x: i64) { }", expect!["f.rs:2:4: a UDF returns a value; add `-> i64` or another type"]);
+        check_error(
+            "#[udf]\nfn f(x: Vec<i64>, y: i64) -> i64 { 1 }",
+            expect!["f.rs:2:1: an aggregate takes a Vec for each argument; make all of them Vec, or none"],
+        );
+        check_error(
+            "#[udf]\nasync fn f(x: Vec<i64>) -> i64 { 1 }",
+            expect!["f.rs:2:1: an aggregate cannot be async; take single values instead of Vec"],
+        );
+        check_error(
+            "#[udf(timeout = \"soon\")]\nasync fn f(x: i64) -> i64 { 1 }",
+            expect![[r#"f.rs:1:17: no length of time; write a number and ns, µs, ms, s, m or h: "5s""#]],
+        );
+        assert!(parse("#[udf]\nfn f(x: i64) -> i64 { x + }").expect_err("it is refused").to_string().starts_with("f.rs:2:"));
+        check_error("#[udf]\nfn F(x: i64) -> i64 { x }", expect!["f.rs:2:4: SQL reads names in lower case; call it f"]);
+        let error = parse("/*\n[dependencies]\nregex = \n*/\n#[udf]\nfn f(x: i64) -> i64 { x }").expect_err("it is refused").to_string();
+        assert!(error.starts_with("f.rs: its [dependencies]: "), "{error}");
     }
 
     #[test]
