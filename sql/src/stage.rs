@@ -3,6 +3,7 @@
 pub mod catalog;
 mod dialect;
 pub mod error;
+pub mod export;
 mod functions;
 mod lower;
 mod parse;
