@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error. The exit status is 0 when all was done, 1 when something went
 //! wrong, with one message that starts with `error:`, 2 when the command or the settings are wrong, and 3 when another job took this one's place.
 
+mod arroyo;
 mod backfill;
 mod checkpoint;
 mod demo;
@@ -47,6 +48,8 @@ enum Command {
     Report(report::ReportArgs),
     #[command(subcommand)]
     Sql(sql::SqlCommand),
+    #[command(subcommand)]
+    Arroyo(arroyo::ArroyoCommand),
     Demo(demo::DemoArgs),
     #[command(subcommand)]
     Config(settings::ConfigCommand),
@@ -151,6 +154,7 @@ fn execute(command: Command) -> Result<(), CliError> {
         Command::State(args) => checkpoint::state(&args),
         Command::Report(args) => report::report(&args),
         Command::Sql(command) => sql::sql(command),
+        Command::Arroyo(command) => arroyo::arroyo(command),
         Command::Demo(args) => demo::demo(args),
         Command::Config(command) => settings::config(command),
         Command::Completions(args) => completions(&args),
@@ -227,9 +231,21 @@ mod tests {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "orderflow", &mut script);
             let script = String::from_utf8(script).expect("scripts are text");
-            for command in
-                ["run", "replay", "backfill", "generate", "epochs", "checkpoint", "state", "report", "sql", "demo", "config", "completions"]
-            {
+            for command in [
+                "run",
+                "replay",
+                "backfill",
+                "generate",
+                "epochs",
+                "checkpoint",
+                "state",
+                "report",
+                "sql",
+                "arroyo",
+                "demo",
+                "config",
+                "completions",
+            ] {
                 assert!(script.contains(command), "{shell}: {command}");
             }
         }

@@ -1,6 +1,7 @@
 //! The job: settings, command line, sources, epochs, dataflow and sinks put together.
 
 pub mod allocator;
+pub mod arroyo;
 pub mod checkpoint;
 pub mod config;
 pub mod dataflow;

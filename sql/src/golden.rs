@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::run::{RunSettings, Snapshot, Summary, render, run};
 use crate::stage::Stage;
+use crate::udf;
 
 /// Epochs of so many rows; the first is the whole input.
 const CUTS: [u64; 3] = [1_000_000, 7, 1];
@@ -61,11 +62,11 @@ impl Directives {
     }
 }
 
-/// Tests every stage of a folder, in the order of their names. With `update`, what comes out becomes what must.
+/// Tests every stage of a folder, in the order of their names; functions of one's own that they call are those of the folder `udfs`. With `update`, what comes out becomes what must.
 ///
 /// # Errors
 /// If the folder cannot be read, or has no stage.
-pub fn test_folder(folder: &Path, update: bool, mut report: impl FnMut(&Outcome)) -> Result<Vec<Outcome>, String> {
+pub fn test_folder(folder: &Path, udfs: Option<&Path>, update: bool, mut report: impl FnMut(&Outcome)) -> Result<Vec<Outcome>, String> {
     let wrong = |e: std::io::Error| format!("{}: {e}", folder.display());
     let mut stages: Vec<PathBuf> = Vec::new();
     for entry in folder.read_dir().map_err(wrong)? {
@@ -80,7 +81,7 @@ pub fn test_folder(folder: &Path, update: bool, mut report: impl FnMut(&Outcome)
     }
     let outcomes = stages.into_iter().map(|path| {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let outcome = Outcome { error: test_stage(folder, &path, &name, update).err(), name };
+        let outcome = Outcome { error: test_stage(folder, udfs, &path, &name, update).err(), name };
         report(&outcome);
         outcome
     });
@@ -90,16 +91,20 @@ pub fn test_folder(folder: &Path, update: bool, mut report: impl FnMut(&Outcome)
 /// Rendered rows by sink and epoch.
 type Rendered = BTreeMap<(usize, u64), Vec<u8>>;
 
-fn test_stage(folder: &Path, path: &Path, name: &str, update: bool) -> Result<(), String> {
+fn test_stage(folder: &Path, udfs: Option<&Path>, path: &Path, name: &str, update: bool) -> Result<(), String> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
     let directives = Directives::read(&text)?;
     let inputs = folder.join("inputs");
     let text = text.replace("$input_dir", &inputs.display().to_string()).replace("$output_path", "output.json");
-    let stage = match (Stage::plan(&text, &[]), &directives.fail) {
+    let planned = match udf::Udfs::for_stage(&text, udfs) {
+        Ok(udfs) => Stage::plan_with(&text, &[], &udfs).map_err(|e| e.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    let stage = match (planned, &directives.fail) {
         (Ok(stage), _) => stage,
-        (Err(error), Some(expected)) if error.to_string().contains(expected.as_str()) => return Ok(()),
+        (Err(error), Some(expected)) if error.contains(expected.as_str()) => return Ok(()),
         (Err(error), Some(expected)) => return Err(format!("expected the error {expected:?}, found:\n{error}")),
-        (Err(error), None) => return Err(error.to_string()),
+        (Err(error), None) => return Err(error),
     };
     if let Some(expected) = &directives.fail {
         return match run_once(&stage, folder, 1, CUTS[0], None, None) {

@@ -1,5 +1,7 @@
 //! What a stage is made of: operators, and who hands rows to whom.
 
+mod svg;
+
 use std::fmt::Write as _;
 
 use arrow::array::RecordBatch;
@@ -8,8 +10,8 @@ use datafusion::error::Result;
 use orderflow_operators::epoch::Micros;
 
 use crate::operators::{
-    Aggregates, InstantAggregate, JoinKind, JoinSpec, Lookup, Operator, Rejects, RowNumber, RowSteps, SessionAggregate, SortKey, Step,
-    TopRows, UpdatingAggregate, UpdatingJoin, WindowAggregate, WindowedJoin,
+    Aggregates, AsyncCall, AsyncCalls, InstantAggregate, JoinKind, JoinSpec, Lookup, Operator, Rejects, RowNumber, RowSteps,
+    SessionAggregate, SortKey, Step, TopRows, UpdatingAggregate, UpdatingJoin, WindowAggregate, WindowedJoin,
 };
 use crate::stage::windows::{Length, Window};
 
@@ -25,6 +27,8 @@ pub(crate) enum Kind {
     LookupTable { table: String },
     /// Steps for a row at a time.
     Rows(Vec<Step>),
+    /// Calls of asynchronous functions: so many columns stay, and a column for each call comes behind them.
+    AsyncCalls { calls: Vec<AsyncCall>, kept: usize },
     /// All rows of all inputs.
     Union,
     /// Aggregates of windows of event time.
@@ -178,6 +182,7 @@ impl Graph {
         Ok(Some(match node.kind.clone() {
             Kind::Source { .. } | Kind::LookupTable { .. } | Kind::Union => return Ok(None),
             Kind::Rows(steps) => Box::new(RowSteps::new(steps)),
+            Kind::AsyncCalls { calls, kept } => Box::new(AsyncCalls::new(calls, kept, schema)),
             Kind::Window { window: Window::Session { gap }, keys, window_index, aggregates } => {
                 Box::new(SessionAggregate::new(gap, &input(0), keys, window_index, aggregates, schema))
             }
@@ -244,6 +249,11 @@ impl Graph {
             }
             self.write_node(text, input, depth);
         }
+    }
+
+    /// The graph as a picture: an SVG document.
+    pub fn to_svg(&self) -> String {
+        svg::to_svg(self)
     }
 
     /// The graph for Graphviz.

@@ -15,9 +15,11 @@ pub mod query;
 pub mod rows;
 pub mod run;
 pub mod stage;
+pub mod udf;
 
 pub use datafusion::error::DataFusionError;
 pub use operators::{GroupedState, reject_schema};
 pub use predicate::{SqlError, SqlPredicate};
 pub use query::{QueryError, Table, query};
 pub use stage::{Stage, StageError};
+pub use udf::{UdfError, Udfs};

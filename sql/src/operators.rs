@@ -1,9 +1,10 @@
 //! Operators of stages: plain structs that take an epoch's rows and give the rows that come out.
 //!
-//! They know no clock, do no I/O and draw no random numbers. What they are given of an epoch they put in canonical order ([`crate::rows`]), so
+//! They know no clock, do no I/O and draw no random numbers, but for what asynchronous functions of one's own do. What they are given of an epoch they put in canonical order ([`crate::rows`]), so
 //! that the outcome does not depend on how the rows came, nor on how many workers there are.
 
 mod aggregates;
+mod async_calls;
 mod instant_aggregate;
 mod join;
 mod reject;
@@ -18,6 +19,7 @@ mod updating_join;
 mod window_aggregate;
 
 pub(crate) use aggregates::{Aggregates, Call};
+pub(crate) use async_calls::{AsyncCall, AsyncCalls};
 pub(crate) use instant_aggregate::InstantAggregate;
 pub(crate) use join::{JoinKind, JoinSpec, Lookup, WindowedJoin};
 pub use reject::reject_schema;

@@ -3,6 +3,7 @@
 pub mod catalog;
 mod dialect;
 pub mod error;
+pub mod export;
 mod functions;
 mod lower;
 mod parse;
@@ -18,9 +19,11 @@ use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, LogicalPlanBuil
 use datafusion::physical_expr::PhysicalExpr;
 use orderflow_operators::epoch::Micros;
 
+pub(crate) use dialect::StageDialect;
 pub use error::{Position, StageError};
 
 use crate::graph::{Graph, SinkEdge};
+use crate::udf::Udfs;
 use catalog::{Connector, Format, Role, Table, nearest};
 use lower::Lowering;
 use parse::{CreateTable, Statement, StatementKind};
@@ -81,8 +84,16 @@ impl Stage {
     /// # Errors
     /// If it is not a stage: with the place in the text, and what to write instead.
     pub fn plan(text: &str, streams: &[NamedStream]) -> Result<Stage, StageError> {
+        Stage::plan_with(text, streams, &Udfs::default())
+    }
+
+    /// The same, for a stage that may call functions of one's own.
+    ///
+    /// # Errors
+    /// As [`plan`](Stage::plan).
+    pub fn plan_with(text: &str, streams: &[NamedStream], udfs: &Udfs) -> Result<Stage, StageError> {
         let planned = std::thread::scope(|scope| {
-            let plan = || std::panic::catch_unwind(AssertUnwindSafe(|| plan(text, streams)));
+            let plan = || std::panic::catch_unwind(AssertUnwindSafe(|| plan(text, streams, udfs)));
             let thread = std::thread::Builder::new().name("plan".to_owned()).stack_size(PLANNING_STACK_BYTES).spawn_scoped(scope, plan);
             thread.map_err(|e| StageError::new(format!("no thread to plan with: {e}"))).map(|thread| thread.join())
         })?;
@@ -121,14 +132,14 @@ struct Builder {
     ttl: Micros,
 }
 
-fn plan(text: &str, streams: &[NamedStream]) -> Result<Stage, StageError> {
+fn plan(text: &str, streams: &[NamedStream], udfs: &Udfs) -> Result<Stage, StageError> {
     let statements = parse::parse(text)?;
     let written = statements.iter().filter_map(|s| match &s.kind {
         StatementKind::Insert { table, .. } => Some(table.clone()),
         _ => None,
     });
     let mut builder = Builder {
-        planner: Planner::new()?,
+        planner: Planner::new(udfs)?,
         streams: streams.to_vec(),
         tables: Vec::new(),
         queries: Vec::new(),

@@ -6,9 +6,10 @@ use orderflow_sql::golden::test_folder;
 
 #[test]
 fn golden_stages() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stages");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = root.join("tests/stages");
     let update = std::env::var_os("UPDATE_GOLDEN").is_some();
-    let outcomes = test_folder(&folder, update, |outcome| match &outcome.error {
+    let outcomes = test_folder(&folder, Some(&root.join("udfs")), update, |outcome| match &outcome.error {
         None => println!("ok    {}", outcome.name),
         Some(error) => println!("WRONG {}\n{error}", outcome.name),
     });

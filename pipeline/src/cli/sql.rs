@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::RecordBatch;
 use clap::{Args, Subcommand, ValueEnum};
+use orderflow::config::Config;
 use orderflow_operators::epoch::EpochInfo;
 use orderflow_operators::features::WindowSet;
 use orderflow_operators::streams::Stream;
@@ -13,6 +14,7 @@ use orderflow_sql::golden::test_folder;
 use orderflow_sql::graph::SinkEdge;
 use orderflow_sql::run::{FileSinks, RunSettings, Summary, run};
 use orderflow_sql::stage::{NamedStream, Stage};
+use orderflow_sql::udf::{self, Builder, Definition, Udfs};
 
 use super::CliError;
 use super::settings::SettingsArgs;
@@ -27,19 +29,24 @@ pub(super) enum SqlCommand {
         #[arg(value_name = "FILE", required = true)]
         files: Vec<PathBuf>,
         #[command(flatten)]
+        udfs: UdfArgs,
+        #[command(flatten)]
         settings: SettingsArgs,
     },
     /// Print the plan of a stage
     #[command(after_help = "Examples:
   orderflow sql explain sql/stages/revenue.sql
-  orderflow sql explain sql/stages/revenue.sql --format dot | dot -Tsvg > plan.svg")]
+  orderflow sql explain sql/stages/revenue.sql --format svg > plan.svg
+  orderflow sql explain sql/stages/revenue.sql --format dot | dot -Tpng > plan.png")]
     Explain {
         /// The stage
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// As text, or as a graph for Graphviz
+        /// As text, as a graph for Graphviz, or as a picture
         #[arg(long, default_value = "text")]
         format: ExplainFormat,
+        #[command(flatten)]
+        udfs: UdfArgs,
         #[command(flatten)]
         settings: SettingsArgs,
     },
@@ -55,7 +62,58 @@ pub(super) enum SqlCommand {
         /// Write what comes out into golden/ first
         #[arg(long)]
         update: bool,
+        #[command(flatten)]
+        udfs: UdfArgs,
     },
+    /// Functions of one's own, written with Arroyo's crate arroyo-udf-plugin
+    #[command(subcommand)]
+    Udf(UdfCommand),
+}
+
+#[derive(Subcommand)]
+pub(super) enum UdfCommand {
+    /// Build functions into the cache, where stages find them
+    #[command(after_help = "Example:\n  orderflow sql udf build sql/udfs/*.rs")]
+    Build {
+        /// Rust files, each with one function under #[udf]
+        #[arg(value_name = "FILE", required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// Where functions are that stages call.
+#[derive(Args, Clone, Debug, Default)]
+pub(super) struct UdfArgs {
+    /// Folder of functions that the stage may call; without it, the nearest folder `udfs` beside the stage or up to two folders above
+    #[arg(long, value_name = "DIR")]
+    udfs: Option<PathBuf>,
+}
+
+impl UdfArgs {
+    /// The folder for the stages of a folder.
+    pub(super) fn folder(&self, stages: &Path) -> Option<PathBuf> {
+        self.udfs.clone().or_else(|| udf::folder_of(stages))
+    }
+
+    /// The functions that a stage's text calls.
+    pub(super) fn called(&self, stage: &Path, text: &str) -> Result<Vec<Definition>, CliError> {
+        let beside = stage.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let Some(folder) = self.folder(beside) else { return Ok(Vec::new()) };
+        Ok(udf::called(text, udf::read_folder(&folder).map_err(CliError::failed)?))
+    }
+
+    /// The same, built and loaded; says so when it builds one, which takes a while.
+    pub(super) fn load(&self, stage: &Path, text: &str) -> Result<Udfs, CliError> {
+        let called = self.called(stage, text)?;
+        if called.is_empty() {
+            return Ok(Udfs::default());
+        }
+        let builder = Builder::of_user().map_err(CliError::failed)?;
+        for definition in called.iter().filter(|definition| !builder.has(definition)) {
+            writeln!(io::stderr(), "building {}; the first build takes a minute or two", definition.path.display())?;
+        }
+        Udfs::load(&called, &builder).map_err(CliError::failed)
+    }
 }
 
 #[derive(Args)]
@@ -72,48 +130,72 @@ pub(super) struct RunStageArgs {
     /// Rows of an epoch. What is late depends on it, as the watermark goes on by epochs
     #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     epoch_rows: u64,
+    #[command(flatten)]
+    udfs: UdfArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(super) enum ExplainFormat {
     Text,
     Dot,
+    Svg,
 }
 
 /// Runs the command.
 pub(super) fn sql(command: SqlCommand) -> Result<(), CliError> {
     match command {
-        SqlCommand::Check { files, settings } => check(&files, &streams(&settings)?),
-        SqlCommand::Explain { file, format, settings } => {
-            let stage = plan(&file, &streams(&settings)?)?;
+        SqlCommand::Check { files, udfs, settings } => check(&files, &udfs, &streams(&settings)?),
+        SqlCommand::Explain { file, format, udfs, settings } => {
+            let stage = plan(&file, &udfs, &streams(&settings)?)?;
             let text = match format {
                 ExplainFormat::Text => stage.graph.to_text(),
                 ExplainFormat::Dot => stage.graph.to_dot(),
+                ExplainFormat::Svg => stage.graph.to_svg(),
             };
             Ok(io::stdout().write_all(text.as_bytes())?)
         }
         SqlCommand::Run(args) => run_stage(args),
-        SqlCommand::Test { folder, update } => test(&folder, update),
+        SqlCommand::Test { folder, update, udfs } => test(&folder, &udfs, update),
+        SqlCommand::Udf(UdfCommand::Build { files }) => build_udfs(&files),
     }
 }
 
 /// The job's own streams, as stages see them.
-fn streams(settings: &SettingsArgs) -> Result<Vec<NamedStream>, CliError> {
-    let config = settings.load([])?;
+pub(super) fn streams(settings: &SettingsArgs) -> Result<Vec<NamedStream>, CliError> {
+    streams_of(&settings.load([])?)
+}
+
+/// The same, of settings that are loaded.
+pub(super) fn streams_of(config: &Config) -> Result<Vec<NamedStream>, CliError> {
     let widths: Vec<i64> = config.fraud.windows.iter().map(|w| w.as_micros()).collect();
     let windows = WindowSet::new(&widths).map_err(|e| CliError::Usage(format!("fraud.windows: {e}")))?;
     Ok(Stream::ALL.map(|stream| NamedStream { name: stream.name().to_owned(), schema: stream.schema(&windows), updating: false }).to_vec())
 }
 
-fn plan(file: &Path, streams: &[NamedStream]) -> Result<Stage, CliError> {
+fn plan(file: &Path, udfs: &UdfArgs, streams: &[NamedStream]) -> Result<Stage, CliError> {
     let text = std::fs::read_to_string(file).map_err(|e| CliError::Failed(format!("{}: {e}", file.display())))?;
-    Stage::plan(&text, streams).map_err(|e| CliError::Failed(format!("{}: {e}", file.display())))
+    Stage::plan_with(&text, streams, &udfs.load(file, &text)?).map_err(|e| CliError::Failed(format!("{}: {e}", file.display())))
 }
 
-fn check(files: &[PathBuf], streams: &[NamedStream]) -> Result<(), CliError> {
+fn build_udfs(files: &[PathBuf]) -> Result<(), CliError> {
+    let builder = Builder::of_user().map_err(CliError::failed)?;
     let mut wrong = Vec::new();
     for file in files {
-        match plan(file, streams) {
+        match Definition::read(file).and_then(|definition| Ok((builder.build(&definition)?, definition))) {
+            Ok((built, definition)) => {
+                let how = if built.was_cached { "built before" } else { "built" };
+                writeln!(io::stdout(), "{}: {how}, {} in {}", file.display(), definition.signature(), built.library.display())?;
+            }
+            Err(error) => wrong.push(error.to_string()),
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(CliError::Failed(wrong.join("\n"))) }
+}
+
+fn check(files: &[PathBuf], udfs: &UdfArgs, streams: &[NamedStream]) -> Result<(), CliError> {
+    let mut wrong = Vec::new();
+    for file in files {
+        match plan(file, udfs, streams) {
             Ok(stage) => {
                 let sinks = stage.graph.sinks.len();
                 writeln!(io::stdout(), "{}: fine, {} operators, {sinks} outputs", file.display(), stage.graph.len())?;
@@ -125,7 +207,7 @@ fn check(files: &[PathBuf], streams: &[NamedStream]) -> Result<(), CliError> {
 }
 
 fn run_stage(args: RunStageArgs) -> Result<(), CliError> {
-    let stage = plan(&args.file, &[])?;
+    let stage = plan(&args.file, &args.udfs, &[])?;
     let base = args.base.unwrap_or_else(|| PathBuf::from("."));
     let sinks = Arc::new(Mutex::new(FileSinks::create(&stage, &base).map_err(CliError::failed)?));
     let to = sinks.clone();
@@ -159,9 +241,10 @@ fn report(stage: &Stage, summary: &Summary) -> Result<(), CliError> {
     Ok(())
 }
 
-fn test(folder: &Path, update: bool) -> Result<(), CliError> {
+fn test(folder: &Path, udfs: &UdfArgs, update: bool) -> Result<(), CliError> {
     let mut failed = 0;
-    let outcomes = test_folder(folder, update, |outcome| {
+    let udfs = udfs.folder(folder);
+    let outcomes = test_folder(folder, udfs.as_deref(), update, |outcome| {
         let line = match &outcome.error {
             None => format!("ok     {}", outcome.name),
             Some(error) => {

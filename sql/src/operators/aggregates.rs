@@ -10,6 +10,8 @@ use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 use datafusion::physical_expr::{GroupsAccumulatorAdapter, PhysicalExpr};
 
+use crate::udf::UdfAggregate;
+
 /// One aggregate.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
@@ -58,7 +60,8 @@ impl Aggregates {
         for call in &calls {
             state_fields.extend(call.function.state_fields()?);
         }
-        let is_exact = calls.iter().all(|call| EXACT.contains(&call.function.fun().name()));
+        let is_own = |call: &Call| call.function.fun().inner().downcast_ref::<UdfAggregate>().is_some();
+        let is_exact = calls.iter().all(|call| is_own(call) || EXACT.contains(&call.function.fun().name()));
         Ok(Aggregates { calls, state_fields, is_exact })
     }
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use arrow::compute::SortOptions;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
-use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, ScalarValue};
 use datafusion::logical_expr::execution_props::ExecutionProps;
 use datafusion::logical_expr::expr::{AggregateFunction, Sort, WindowFunctionDefinition};
 use datafusion::logical_expr::logical_plan::Window as WindowPlan;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::{Aggregate, Expr, Filter, Join, JoinType, LogicalPlan, Operator as Symbol, Unnest};
+use datafusion::logical_expr::{Aggregate, Expr, Filter, Join, JoinType, LogicalPlan, Operator as Symbol, ScalarUDFImpl, Unnest};
 use datafusion::physical_expr::aggregate::LoweredAggregateBuilder;
 use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 use orderflow_operators::epoch::Micros;
@@ -20,8 +20,9 @@ use super::error::StageError;
 use super::plan::WindowedAggregate;
 use super::windows::{Window, window_type};
 use crate::graph::{Graph, Kind, Node, NodeId, join_label, ttl_label, window_label};
-use crate::operators::{Aggregates, Call, JoinKind, JoinSpec, SortKey, Step};
+use crate::operators::{Aggregates, AsyncCall, Call, JoinKind, JoinSpec, SortKey, Step};
 use crate::rows::{META, can_be_ordered, with_meta};
+use crate::udf::{AsyncFunction, UdfAggregate};
 
 /// What is known of the rows that a node gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,6 +163,9 @@ impl<'a> Lowering<'a> {
 
     fn project(&mut self, input: Lowered, plan: &LogicalPlan, expressions: Vec<(Expr, String)>) -> Lower<Lowered> {
         let names = self.names(input.node, plan)?;
+        let (names_given, expressions): (Vec<String>, Vec<Expr>) = expressions.into_iter().map(|(e, name)| (name, e)).unzip();
+        let (input, names, expressions) = self.async_calls(input, names, expressions)?;
+        let expressions = expressions.into_iter().zip(names_given);
         let mut label: Vec<String> = Vec::new();
         let (mut physical, mut fields) = (Vec::new(), Vec::new());
         for (expression, name) in expressions {
@@ -191,8 +195,112 @@ impl<'a> Lowering<'a> {
             _ => self.plan(&filter.input)?,
         };
         let names = self.names(input.node, &filter.input)?;
-        let condition = compile(&filter.predicate, &names)?;
-        Ok(self.step(input, Step::Filter(condition), format!("filter {}", filter.predicate)))
+        let before = self.graph.schema(input.node).clone();
+        let (called, names, mut conditions) = self.async_calls(input, names, vec![filter.predicate.clone()])?;
+        let condition = compile(&conditions.remove(0), &names)?;
+        let filtered = self.step(called, Step::Filter(condition), format!("filter {}", filter.predicate));
+        if called.node == input.node {
+            return Ok(filtered);
+        }
+        // Without what the calls gave.
+        let expressions = (META..before.fields().len()).map(|c| column_expression(&before, c)).collect();
+        Ok(self.step(filtered, Step::Project { expressions, schema: before }, "columns".to_owned()))
+    }
+
+    /// Has the asynchronous functions of some expressions called: the rows with what came of the calls as further columns, their names, and the
+    /// expressions with those columns in the place of the calls. Calls within calls go first.
+    fn async_calls(
+        &mut self,
+        mut input: Lowered,
+        mut names: DFSchema,
+        mut expressions: Vec<Expr>,
+    ) -> Lower<(Lowered, DFSchema, Vec<Expr>)> {
+        loop {
+            let mut ready: Vec<Expr> = Vec::new();
+            for expression in &expressions {
+                let visited = expression.apply(|e| {
+                    if async_function(e).is_some()
+                        && arguments_of(e).iter().all(|argument| first_async(argument).is_none())
+                        && !ready.contains(e)
+                    {
+                        ready.push(e.clone());
+                    }
+                    Ok(TreeNodeRecursion::Continue)
+                });
+                debug_assert!(visited.is_ok(), "the visitor does not fail");
+            }
+            if ready.is_empty() {
+                return Ok((input, names, expressions));
+            }
+            let name = async_function(&ready[0]).map(|f| f.name().to_owned()).unwrap_or_default();
+            if input.flow.updating {
+                return Err(StageError::new(format!("async function {name}() over rows that can be taken back is not supported"))
+                    .help("call it on the rows before they are aggregated or joined, or GROUP BY a window"));
+            }
+            if input.flow.is_lookup {
+                return Err(StageError::new(format!("async function {name}() over a lookup table is not supported"))
+                    .help("call it behind the join"));
+            }
+            (input, names) = self.calls_node(input, &names, &ready)?;
+            let offset = names.fields().len() - ready.len();
+            let place_of = |e: &Expr| ready.iter().position(|call| call == e);
+            for expression in &mut expressions {
+                let replaced = expression.clone().transform_down(|e| match place_of(&e) {
+                    Some(place) => {
+                        let column = Expr::Column(Column::new_unqualified(names.field(offset + place).name()));
+                        Ok(Transformed::new(column, true, TreeNodeRecursion::Jump))
+                    }
+                    None => Ok(Transformed::no(e)),
+                });
+                *expression = replaced.map_err(|e| StageError::new(e.strip_backtrace()))?.data;
+            }
+        }
+    }
+
+    /// Adds a node that makes these calls. Their columns stand last.
+    fn calls_node(&mut self, input: Lowered, names: &DFSchema, calls: &[Expr]) -> Lower<(Lowered, DFSchema)> {
+        let before = self.graph.schema(input.node).clone();
+        let kept = before.fields().len();
+        let mut expressions: Vec<_> = (META..kept).map(|c| column_expression(&before, c)).collect();
+        let mut fields: Vec<FieldRef> = before.fields()[META..].to_vec();
+        let mut outputs: Vec<FieldRef> = fields.clone();
+        let mut named: Vec<_> = names.iter().map(|(qualifier, field)| (qualifier.cloned(), field.clone())).collect();
+        let mut made = Vec::new();
+        for call in calls {
+            let Some(function) = async_function(call) else { continue };
+            let mut arguments = Vec::new();
+            for (argument, nullable) in arguments_of(call).iter().zip(function.nullable()) {
+                let compiled = compile(argument, names)?;
+                let data_type = compiled.data_type(names.as_arrow()).map_err(|e| StageError::new(e.strip_backtrace()))?;
+                arguments.push((META + expressions.len(), nullable));
+                fields.push(Arc::new(Field::new(format!("argument {}", expressions.len()), data_type, true)));
+                expressions.push(compiled);
+            }
+            let result = function.return_type(&[]).map_err(|e| StageError::new(e.strip_backtrace()))?;
+            // A stage's own columns have no such names.
+            let result = Arc::new(Field::new(format!("call {}: {call}", named.len()), result, true));
+            outputs.push(result.clone());
+            named.push((None, result));
+            let (library, options) = (function.library, function.options);
+            made.push(AsyncCall { name: function.name().to_owned(), library, options, arguments });
+        }
+        let prepared = self.step(input, Step::Project { expressions, schema: with_meta(&fields) }, "arguments".to_owned());
+        let shown: Vec<String> = calls
+            .iter()
+            .zip(&made)
+            .map(|(call, AsyncCall { options, .. })| {
+                format!("{call}, {} at a time, each at most {:?}", options.in_flight_max, options.timeout)
+            })
+            .collect();
+        let node = Node {
+            kind: Kind::AsyncCalls { calls: made, kept },
+            inputs: vec![prepared.node],
+            exchange: vec![None],
+            schema: with_meta(&outputs),
+            label: format!("call {}", shown.join("; ")),
+        };
+        let names = DFSchema::new_with_metadata(named, HashMap::new()).map_err(|e| StageError::new(e.strip_backtrace()))?;
+        Ok((Lowered { node: self.graph.add(node), flow: input.flow }, names))
     }
 
     fn unnest(&mut self, unnest: &Unnest) -> Lower<Lowered> {
@@ -282,7 +390,8 @@ impl<'a> Lowering<'a> {
                 return Err(StageError::new(format!("{name}(… ORDER BY …) is not supported"))
                     .help("leave ORDER BY out: values come in the order of the rows; or number the rows of the window with ROW_NUMBER()"));
             }
-            if built.aggregate.is_distinct() && matches!(name, "array_agg" | "string_agg") {
+            let is_own = built.aggregate.fun().inner().downcast_ref::<UdfAggregate>().is_some();
+            if built.aggregate.is_distinct() && (is_own || matches!(name, "array_agg" | "string_agg")) {
                 return Err(StageError::new(format!("{name}(DISTINCT …) is not supported: its values would come in no order"))
                     .help("take the distinct values in a subquery first: SELECT window, x … GROUP BY window, x"));
             }
@@ -607,7 +716,7 @@ fn pull_arguments(call: &Expr, columns: &mut Vec<(Expr, String)>) -> Lower<Expr>
                 sort.expr = pull(&sort.expr);
             }
             let function = Expr::AggregateFunction(AggregateFunction { func, params });
-            Ok(Transformed::new(function, true, datafusion::common::tree_node::TreeNodeRecursion::Jump))
+            Ok(Transformed::new(function, true, TreeNodeRecursion::Jump))
         }
         other => Ok(Transformed::no(other)),
     });
@@ -618,8 +727,38 @@ pub(crate) fn compile(expression: &Expr, names: &DFSchema) -> Lower<Arc<dyn Phys
     if expression.exists(|e| Ok(matches!(e, Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_)))).unwrap_or(false) {
         return Err(scalar_subquery());
     }
+    if let Some(function) = first_async(expression) {
+        return Err(StageError::new(format!("async function {function}() cannot stand here"))
+            .help("call it in the SELECT, WHERE or GROUP BY of a query, and use what comes out"));
+    }
     create_physical_expr(expression, names, &ExecutionProps::new(), &PhysicalPlanningContext::default())
         .map_err(|e| StageError::new(e.strip_backtrace()))
+}
+
+/// The function, if an expression calls an asynchronous one.
+fn async_function(expression: &Expr) -> Option<&AsyncFunction> {
+    match expression {
+        Expr::ScalarFunction(call) => call.func.inner().downcast_ref::<AsyncFunction>(),
+        _ => None,
+    }
+}
+
+fn arguments_of(expression: &Expr) -> &[Expr] {
+    match expression {
+        Expr::ScalarFunction(call) => &call.args,
+        _ => &[],
+    }
+}
+
+/// The name of an asynchronous function that is called somewhere in an expression.
+fn first_async(expression: &Expr) -> Option<String> {
+    let mut found = None;
+    let visited = expression.apply(|e| {
+        found = async_function(e).map(|function| function.name().to_owned());
+        Ok(if found.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    });
+    debug_assert!(visited.is_ok(), "the visitor does not fail");
+    found
 }
 
 fn scalar_subquery() -> StageError {

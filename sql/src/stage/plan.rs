@@ -38,6 +38,7 @@ use super::catalog::{self, nearest};
 use super::error::{Position, StageError};
 use super::functions;
 use super::windows::{self, Window};
+use crate::udf::{AsyncFunction, Function, Udfs};
 
 /// A table as the planner sees it.
 pub(crate) struct TableSchema {
@@ -65,8 +66,8 @@ pub(crate) struct Planner {
 }
 
 impl Planner {
-    /// With DataFusion's functions and those of [`super::functions`].
-    pub fn new() -> Result<Planner, StageError> {
+    /// With DataFusion's functions, those of [`super::functions`], and one's own.
+    pub fn new(udfs: &Udfs) -> Result<Planner, StageError> {
         let mut state =
             SessionStateBuilder::new().with_config(SessionConfig::new().with_target_partitions(1)).with_default_features().build();
         let register = |state: &mut SessionState| -> PlanResult<()> {
@@ -76,6 +77,18 @@ impl Planner {
             state.register_expr_planner(functions::operators())
         };
         register(&mut state).map_err(|e| StageError::new(e.strip_backtrace()))?;
+        for (name, function) in udfs.functions() {
+            if state.scalar_functions().contains_key(name) || state.aggregate_functions().contains_key(name) {
+                return Err(
+                    StageError::new(format!("there is a function {name}() already")).help("take another name for that of one's own")
+                );
+            }
+            let registered = match function {
+                Function::Scalar(function) => state.register_udf(function.clone()).map(|_| ()),
+                Function::Aggregate(function) => state.register_udaf(function.clone()).map(|_| ()),
+            };
+            registered.map_err(|e| StageError::new(e.strip_backtrace()))?;
+        }
         let options = state.config_options().as_ref().clone();
         Ok(Planner { state, options, tables: BTreeMap::new(), sinks: HashSet::new(), types: Arc::new(Types) })
     }
@@ -198,6 +211,14 @@ impl Planner {
             let help = valid.strip_prefix("Valid fields are ").map(|names| format!("there are: {}", names.trim_end_matches('.')));
             return (format!("there is no column {name}"), help);
         }
+        if let Some(rest) = message.strip_prefix("Invalid function '") {
+            let (name, similar) = rest.split_once('\'').unwrap_or((rest, ""));
+            let similar = similar.split('\'').nth(1).map(|similar| format!("is it {similar}()? ")).unwrap_or_default();
+            return (
+                format!("there is no function {name}()"),
+                Some(format!("{similar}one of your own goes into the folder udfs, as a Rust file with #[udf]")),
+            );
+        }
         if message.contains("DISTINCT ON") {
             return (message.to_owned(), Some("number the rows with ROW_NUMBER() and keep the first".to_owned()));
         }
@@ -290,6 +311,7 @@ fn check_deterministic(plan: &LogicalPlan) -> Result<(), StageError> {
                 if let Expr::ScalarFunction(f) = e
                     && f.func.signature().volatility != Volatility::Immutable
                     && !windows::is_window(f.func.name())
+                    && f.func.inner().downcast_ref::<AsyncFunction>().is_none()
                 {
                     found = Some(f.func.name().to_owned());
                     return Ok(TreeNodeRecursion::Stop);
