@@ -269,7 +269,7 @@ mod tests {
             Field::new("event_time", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), false),
             Field::new("detail", DataType::List(Arc::new(Field::new("item", DataType::Utf8, true))), false),
         ];
-        vec![NamedStream { name: "lines".to_owned(), schema: Arc::new(Schema::new(columns)) }]
+        vec![NamedStream { updating: false, name: "lines".to_owned(), schema: Arc::new(Schema::new(columns)) }]
     }
 
     fn export(text: &str) -> Result<String, StageError> {
