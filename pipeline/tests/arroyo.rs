@@ -23,7 +23,7 @@ struct Server {
 impl Server {
     async fn start(special: Answers) -> Server {
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-        let to = asked.clone();
+        let (to, special) = (asked.clone(), Arc::new(special));
         let answer = move |method: Method, uri: Uri, headers: HeaderMap, body: Bytes| {
             let body: Value = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
             let what = format!("{method} {uri}");
