@@ -1,5 +1,5 @@
 //! What must hold for any text: it is planned, or refused with a message for people, and the planner never panics. What can be planned can be drawn, and what is
-//! written for Arroyo can be planned again. The fuzzer's target and the tests of planning both check it.
+//! written for Arroyo can be planned again.
 
 use std::sync::{Arc, LazyLock};
 
