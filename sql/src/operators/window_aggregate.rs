@@ -17,6 +17,7 @@ use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use datafusion::error::Result;
 use datafusion::physical_plan::aggregates::group_values::{GroupValues, new_group_values};
 use datafusion::physical_plan::aggregates::order::GroupOrdering;
+use hashbrown::HashMap;
 use orderflow_operators::epoch::{EpochInfo, Micros};
 use orderflow_operators::keys::KeyGroup;
 
@@ -236,16 +237,27 @@ impl Operator for WindowAggregate {
     fn on_epoch(&mut self, info: &EpochInfo, inputs: &mut [Option<RecordBatch>], output: &mut Output) -> Result<()> {
         if let Some(rows) = inputs[0].take() {
             let rows = canonical(rows);
-            let mut by_pane: BTreeMap<Micros, Vec<u32>> = BTreeMap::new();
+            // Rows mostly come in the order of their times: the pane of the row before is tried first.
+            let mut by_pane: Vec<(Micros, Vec<u32>)> = Vec::new();
+            let mut place_of: HashMap<Micros, usize> = HashMap::new();
+            let mut at = 0;
             let mut late = Vec::new();
             for (row, &time) in rows::times(&rows).iter().enumerate() {
-                let pane = self.pane_of(time);
-                if pane.saturating_add(self.slide) <= info.watermark_before {
-                    late.push(row as u32);
-                } else {
-                    by_pane.entry(pane).or_default().push(row as u32);
+                let is_in = |pane: Micros| time >= pane && time < pane.saturating_add(self.slide);
+                if !by_pane.get(at).is_some_and(|(pane, _)| is_in(*pane)) {
+                    let pane = self.pane_of(time);
+                    if pane.saturating_add(self.slide) <= info.watermark_before {
+                        late.push(row as u32);
+                        continue;
+                    }
+                    at = *place_of.entry(pane).or_insert_with(|| {
+                        by_pane.push((pane, Vec::new()));
+                        by_pane.len() - 1
+                    });
                 }
+                by_pane[at].1.push(row as u32);
             }
+            by_pane.sort_unstable_by_key(|(pane, _)| *pane);
             let part = |indices: Vec<u32>| take_record_batch(&rows, &UInt32Array::from(indices));
             for (pane, indices) in by_pane {
                 if indices.len() == rows.num_rows() {

@@ -1,0 +1,2 @@
+-- Pass through: what it costs to do nothing.
+SELECT auction, bidder, price, date_time FROM bid
