@@ -254,6 +254,11 @@ impl Stages {
         Ok(())
     }
 
+    /// Tables of standard output get nothing: a backfill is for one sink.
+    pub fn print_nothing(&mut self) {
+        self.streams.iter_mut().filter(|stream| stream.target == Target::Stdout).for_each(|stream| stream.target = Target::Nothing);
+    }
+
     /// The number of a stream of this name.
     pub fn number(&self, name: &str) -> Option<usize> {
         self.streams.iter().position(|stream| stream.stream.name() == name)

@@ -109,7 +109,9 @@ pub fn backfill(plan: BackfillPlan) -> Result<Summary, JobError> {
     let recorded = Recorded::open(&plan, &mut config)?;
     let handles = &plan.handles;
     handles.health.set(Phase::Recovering);
-    let settings = Arc::new(settings::operators(&config, recorded.live)?);
+    let mut settings = settings::operators(&config, recorded.live)?;
+    settings.stages.print_nothing();
+    let settings = Arc::new(settings);
     let header = LogHeader {
         format: LogHeader::FORMAT,
         job: config.job.id.clone(),
