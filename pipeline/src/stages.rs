@@ -18,6 +18,7 @@ use orderflow_sql::rows::META;
 use orderflow_sql::run::lookup_table;
 use orderflow_sql::stage::catalog::{Connector, Format, Role, Table};
 use orderflow_sql::stage::{NamedStream, Stage};
+use orderflow_sql::udf::{self, Udfs};
 
 use crate::config::{Config, SinkKind};
 
@@ -131,8 +132,12 @@ impl Stages {
             return Err(wrong(format!("there is another stage `{name}`: rename the file, as state is kept by that name")));
         }
         let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
-        let stage = Stage::plan(&text, named).map_err(|e| wrong(e.to_string()))?;
+        // A bare name's folder is the current one.
+        let folder = path.parent().and_then(|folder| udf::folder_of(&Path::new(".").join(folder)));
+        let udfs = Udfs::for_stage(&text, folder.as_deref()).map_err(|e| wrong(e.to_string()))?;
+        let stage = Stage::plan_with(&text, named, &udfs).map_err(|e| wrong(e.to_string()))?;
         let mut meaning = format!("text {:08x}, plan {:08x}", checksum(&text), checksum(&stage.graph.to_text()));
+        udfs.texts().for_each(|(function, text)| meaning += &format!(", {function} {:08x}", checksum(text)));
         let mut lookups = HashMap::new();
         for input in &stage.inputs {
             let (table, connector) = (&input.table.name, input.table.connector.name());

@@ -54,6 +54,8 @@ pub(crate) enum Function {
 #[derive(Clone, Debug, Default)]
 pub struct Udfs {
     functions: BTreeMap<String, Function>,
+    /// By name, the texts of their files.
+    texts: BTreeMap<String, String>,
 }
 
 impl Udfs {
@@ -76,8 +78,14 @@ impl Udfs {
         for definition in definitions {
             let built = builder.build(definition)?;
             udfs.functions.insert(definition.name.clone(), functions::load(definition, &built.library)?);
+            udfs.texts.insert(definition.name.clone(), definition.text.clone());
         }
         Ok(udfs)
+    }
+
+    /// By name, the texts of their files: what they mean.
+    pub fn texts(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.texts.iter().map(|(name, text)| (name.as_str(), text.as_str()))
     }
 
     /// Their names.
