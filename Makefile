@@ -36,8 +36,8 @@ test: setup
 campaign: setup
 	CAMPAIGN_RUNS=$(RUNS) ORDERFLOW_TEST_SEED=$(SEED) $(CARGO) test --workspace --test campaign -- --ignored --exact campaign --nocapture
 
-# Targets: operators/fuzz (decoder), pipeline/fuzz (settings, manifest, epoch_log). The first build takes long: all is built with coverage.
-FUZZ_DIR = $(if $(filter decoder,$(TARGET)),operators/fuzz,pipeline/fuzz)
+# Targets: operators/fuzz (decoder), sql/fuzz (plan), pipeline/fuzz (settings, manifest, epoch_log). The first build takes long: all is built with coverage.
+FUZZ_DIR = $(if $(filter decoder,$(TARGET)),operators/fuzz,$(if $(filter plan,$(TARGET)),sql/fuzz,pipeline/fuzz))
 fuzz: setup
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo 'cargo-fuzz is missing: cargo install cargo-fuzz; rustup toolchain install nightly'; exit 1; }
 	cd $(FUZZ_DIR) && $(CARGO) +nightly fuzz run $(TARGET) -- -max_total_time=$(FUZZ_SECONDS) $(if $(wildcard $(FUZZ_DIR)/$(TARGET).dict),-dict=$(TARGET).dict)
