@@ -275,7 +275,7 @@ fn engine_topic(topic: Topic) -> orderflow_operators::decoder::Topic {
 
 // --- latency -------------------------------------------------------------------------------
 
-/// Heads of the columns that [`latency`] fills. CPU is in cores, from the end of the warm-up to the last result.
+/// Heads of the columns that `latency` fills. CPU is in cores, from the end of the warm-up to the last result.
 const LATENCY_HEAD: &str = "\
 | orders/s | decisions counted | p50, ms | p90, ms | p99, ms | most, ms | within the job: p50 | p99 | epochs/s | job's CPU | broker's | producer's and consumer's | others' |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |";
