@@ -109,8 +109,9 @@ fn a_live_job_is_drained_stopped_and_started_with_other_workers() {
     std::thread::scope(|scope| {
         let (files, brokers) = (&files, &brokers);
         scope.spawn(move || {
-            for percent in 30..90 {
-                files.write(brokers, percent..percent + 1);
+            // Each begins with a new producer, which takes a second.
+            for percent in (30..90).step_by(6) {
+                files.write(brokers, percent..percent + 6);
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
