@@ -332,6 +332,23 @@ mod tests {
              CREATE TABLE d (sku TEXT, split BIGINT) WITH (connector = 'stream', stream = 'lines', type = 'source');
              INSERT INTO sold SELECT sku, sum(split) FROM d GROUP BY sku",
             expect![[r#"
+                CREATE TABLE "lines" (
+                  split INT NOT NULL,
+                  "offset" BIGINT NOT NULL,
+                  sku TEXT,
+                  event_time TIMESTAMP NOT NULL,
+                  "detail" TEXT[] NOT NULL,
+                  WATERMARK FOR event_time AS event_time - INTERVAL '5 seconds'
+                ) WITH (
+                  connector = 'kafka',
+                  bootstrap_servers = 'kafka:9092',
+                  topic = 'orderflow.lines',
+                  type = 'source',
+                  format = 'json',
+                  'source.offset' = 'earliest',
+                  'source.read_mode' = 'read_committed'
+                );
+
                 CREATE TABLE sold (
                   sku TEXT PRIMARY KEY,
                   n BIGINT

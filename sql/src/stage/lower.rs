@@ -11,7 +11,9 @@ use datafusion::logical_expr::execution_props::ExecutionProps;
 use datafusion::logical_expr::expr::{AggregateFunction, Sort, WindowFunctionDefinition};
 use datafusion::logical_expr::logical_plan::Window as WindowPlan;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::{Aggregate, Expr, Filter, Join, JoinType, LogicalPlan, Operator as Symbol, ScalarUDFImpl, Unnest};
+use datafusion::logical_expr::{
+    Aggregate, Expr, Filter, Join, JoinType, LogicalPlan, Operator as Symbol, Projection, ScalarUDFImpl, Unnest,
+};
 use datafusion::physical_expr::aggregate::LoweredAggregateBuilder;
 use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 use orderflow_operators::epoch::Micros;
@@ -180,19 +182,37 @@ impl<'a> Lowering<'a> {
     }
 
     fn filter(&mut self, filter: &Filter) -> Lower<Lowered> {
-        let mut below = filter.input.as_ref();
-        while let LogicalPlan::SubqueryAlias(alias) = below {
-            below = &alias.input;
+        // How many rows of each partition count is said by a condition above the numbers; between the two there may be other names.
+        let (mut below, mut condition) = (filter.input.as_ref(), filter.predicate.clone());
+        let mut between = Vec::new();
+        loop {
+            between.push(below);
+            below = match below {
+                LogicalPlan::SubqueryAlias(alias) => &alias.input,
+                LogicalPlan::Projection(projection) => match renamed(&condition, projection) {
+                    Some(same) => {
+                        condition = same;
+                        &projection.input
+                    }
+                    None => break,
+                },
+                _ => break,
+            };
         }
-        let input = match below {
-            // How many rows of each partition count is said by the condition above the numbers.
-            LogicalPlan::Window(window) => {
-                let limit = row_limit(&filter.predicate, window);
-                let lowered = self.window(window, limit)?;
-                self.done.insert(filter.input.as_ref().clone(), lowered);
-                lowered
+        let limit = match below {
+            LogicalPlan::Window(window) => row_limit(&condition, window).map(|limit| (window, limit)),
+            _ => None,
+        };
+        let input = match limit {
+            Some((window, limit)) => {
+                let lowered = self.window(window, Some(limit))?;
+                self.done.insert(below.clone(), lowered);
+                let input = self.plan(&filter.input)?;
+                // Of others who ask the same without a condition, all rows count.
+                between.into_iter().for_each(|plan| _ = self.done.remove(plan));
+                input
             }
-            _ => self.plan(&filter.input)?,
+            None => self.plan(&filter.input)?,
         };
         let names = self.names(input.node, &filter.input)?;
         let before = self.graph.schema(input.node).clone();
@@ -654,6 +674,28 @@ impl<'a> Lowering<'a> {
         let node = Node { kind, inputs: vec![prepared.node], exchange, schema, label };
         Ok(Lowered { node: self.graph.add(node), flow: Flow { updating: true, ..APPEND } })
     }
+}
+
+/// A condition over the rows of a projection as one over the rows below it, if that only gives columns other names.
+fn renamed(condition: &Expr, projection: &Projection) -> Option<Expr> {
+    let mut below: HashMap<&str, Expr> = HashMap::new();
+    for (field, expression) in projection.schema.fields().iter().zip(&projection.expr) {
+        let column = expression.clone().unalias();
+        if !matches!(column, Expr::Column(_)) {
+            return None;
+        }
+        below.insert(field.name(), column);
+    }
+    let same = condition.clone().transform(|e| {
+        Ok(match &e {
+            Expr::Column(column) => match below.get(column.name.as_str()) {
+                Some(other) => Transformed::yes(other.clone()),
+                None => Transformed::no(e),
+            },
+            _ => Transformed::no(e),
+        })
+    });
+    same.ok().map(|same| same.data)
 }
 
 /// The largest row number that a condition lets through.
