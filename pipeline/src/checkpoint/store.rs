@@ -1,13 +1,15 @@
 //! Checkpoints in an object store.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
+use memmap2::MmapOptions;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use orderflow_faults::{Point, check, pass};
 use orderflow_operators::epoch::Epoch;
 use orderflow_sinks::store;
@@ -95,6 +97,7 @@ impl CheckpointStore {
         let path = self.at(folder, name);
         let request = async {
             match self.store.get(&path).await {
+                Ok(GetResult { payload: GetResultPayload::File(file, _), .. }) => map(file).await.map(Some),
                 Ok(found) => Ok(Some(found.bytes().await?)),
                 Err(object_store::Error::NotFound { .. }) => Ok(None),
                 Err(error) => Err(error),
@@ -300,6 +303,19 @@ impl CheckpointStore {
             }
         }
         Ok(removed)
+    }
+}
+
+/// The bytes of a file of local disk, as the kernel keeps them: a state of gigabytes is not copied, and takes no memory of the process.
+async fn map(file: File) -> object_store::Result<Bytes> {
+    let mapped = tokio::task::spawn_blocking(move || {
+        // SAFETY: nobody writes to a file of a checkpoint once it has its name, nor cuts it; one that is removed stays as it is for who has it open.
+        unsafe { MmapOptions::new().populate().map(&file) }
+    });
+    match mapped.await {
+        Ok(Ok(bytes)) => Ok(Bytes::from_owner(bytes)),
+        Ok(Err(error)) => Err(store::local_disk(error)),
+        Err(error) => Err(error.into()),
     }
 }
 
