@@ -184,7 +184,7 @@ pub struct EpochConfig {
 
 impl Default for EpochConfig {
     fn default() -> Self {
-        EpochConfig { rows_max: 65_536, bytes_max: ByteSize::mib(64), linger: Interval::millis(5), in_flight: 4 }
+        EpochConfig { rows_max: 32_768, bytes_max: ByteSize::mib(64), linger: Interval::millis(5), in_flight: 4 }
     }
 }
 
@@ -558,7 +558,7 @@ impl Default for CheckpointConfig {
     }
 }
 
-const QUEUE_ROWS_MAX: u64 = 400_000;
+const QUEUE_ROWS_MAX: u64 = 200_000;
 const RETRY_BACKOFF_MIN: Interval = Interval::millis(100);
 const RETRY_BACKOFF_MAX: Interval = Interval::seconds(30);
 

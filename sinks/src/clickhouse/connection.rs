@@ -13,7 +13,7 @@ use super::{ClickHouseSettings, InsertCompression};
 use crate::SinkError;
 
 /// Rows that are encoded at a time. The encoder's buffer grows to as much of a batch as it is given.
-const ENCODED_ROWS_MAX: usize = 1 << 16;
+const ENCODED_ROWS_MAX: usize = 1 << 13;
 
 /// Settings of every statement. They are sent always, since their defaults differ between releases (26.2 changed three) and users'
 /// profiles.
