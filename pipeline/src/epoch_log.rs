@@ -263,6 +263,18 @@ pub fn read_after(home: &LogHome, after: Epoch) -> Result<Vec<EpochRecord>, Epoc
     }
 }
 
+/// By split, the offset behind the last row that is in an epoch: nothing without a log.
+///
+/// # Errors
+/// If it is damaged, or cannot be read.
+pub fn ends(home: &LogHome) -> Result<BTreeMap<u32, i64>, EpochLogError> {
+    match read(home) {
+        Ok(records) => Ok(records.into_iter().flat_map(|record| record.ranges).map(|(split, (_, end))| (split, end)).collect()),
+        Err(EpochLogError::Missing { .. }) => Ok(BTreeMap::new()),
+        Err(error) => Err(error),
+    }
+}
+
 /// As [`read_after`], with what the log was begun with.
 ///
 /// # Errors

@@ -133,14 +133,14 @@ pub fn replay(plan: ReplayPlan) -> Result<Summary, JobError> {
         config.checkpoint.interval = Interval::millis(0);
     }
     let mut cut = Cut::Replay;
+    let log_home = LogHome::Folder(out);
     if let Some(rate) = rate {
-        source = source.paced(rate, OPENING);
+        source = source.paced(rate, OPENING, &epoch_log::ends(&log_home).map_err(JobError::EpochLog)?);
         cut = Cut::Live { linger: config.epoch.linger.as_duration() };
     }
     let is_opening = |split: &Split| split.name.starts_with(OPENING);
     let starts = source.splits().iter().zip(source.sizes());
     let starts = starts.map(|(split, weight)| SplitStart { offset: 0, weight, opening: is_opening(split) }).collect();
-    let log_home = LogHome::Folder(out);
     let job = Job {
         source: Arc::new(source),
         starts,

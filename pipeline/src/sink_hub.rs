@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow::array::{AsArray, RecordBatch};
 use orderflow_operators::epoch::{Epoch, EpochInfo, Micros};
@@ -68,6 +68,9 @@ pub struct QueueEnd {
 
 /// Epochs whose rows' arrival is remembered; more than may be in flight.
 const ARRIVALS_MAX: usize = 4096;
+
+/// How far a sealing time may be off: it is whole milliseconds of the clock on the wall.
+const CLOCKS_DIFFER: Duration = Duration::from_millis(10);
 
 /// The time now, where the process may look at it: operators may not.
 pub type WallClock = fn() -> Micros;
@@ -159,9 +162,10 @@ impl SinkHub {
                     let later = arrivals.split_off(&info.epoch.next());
                     std::mem::replace(&mut *arrivals, later).pop_last().filter(|(epoch, _)| *epoch == info.epoch)
                 };
-                let since_seal = std::time::Duration::from_micros(((self.now)() - info.sealed_at).max(0) as u64);
+                let since_seal = Duration::from_micros(((self.now)() - info.sealed_at).max(0) as u64);
                 let orders = rows.map_or(0, |rows| rows.num_rows() as u64);
-                let since_arrival = arrival.map(|(_, first)| first.elapsed());
+                // An epoch that was sealed before its rows came is one of an earlier life: they are here again, and had arrived long before.
+                let since_arrival = arrival.map(|(_, first)| first.elapsed()).filter(|since| *since + CLOCKS_DIFFER >= since_seal);
                 tracing::debug!(epoch = info.epoch.0, orders, ?since_seal, ?since_arrival, "decided");
                 self.metrics.epoch_decided(info.epoch, orders, since_seal, since_arrival);
             }

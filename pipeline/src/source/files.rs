@@ -1,5 +1,6 @@
 //! A fixture folder: `inventory-*.jsonl` and `orders-*.jsonl`, plain or compressed, one split a file.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -23,8 +24,8 @@ pub struct FileSource {
     /// By split.
     files: Vec<InputFile>,
     limits: SourceLimits,
-    /// By split: rows a second, where they arrive at a pace.
-    rates: Vec<Option<f64>>,
+    /// By split, where rows arrive at a pace: which.
+    paces: Vec<Option<Pace>>,
 }
 
 impl FileSource {
@@ -53,17 +54,25 @@ impl FileSource {
         }
         let names = |topic| files.iter().filter(move |file| file.topic == topic).map(|file| file.name.clone());
         let splits = numbered(names(Topic::Inventory), names(Topic::Orders))?;
-        Ok(FileSource { rates: vec![None; files.len()], splits, files, limits: limits.checked() })
+        Ok(FileSource { paces: vec![None; files.len()], splits, files, limits: limits.checked() })
     }
 
     /// The same, but rows arrive at a pace: together so many a second, from each file in proportion to its rows (estimated by its
-    /// beginning). Files whose names begin with `at_once` are read as fast as they can be, and the others a second later.
-    pub fn paced(mut self, rows_per_s: f64, at_once: &str) -> FileSource {
+    /// beginning). Files whose names begin with `at_once` are read as fast as they can be, and so are the rows before the offsets of `taken`, by split, which
+    /// came in an earlier life; the others a little later.
+    pub fn paced(mut self, rows_per_s: f64, at_once: &str, taken: &BTreeMap<u32, i64>) -> FileSource {
         let sizes: Vec<u64> = self.files.iter().map(InputFile::rows_estimated).collect();
         let paced = |split: &Split| !split.name.starts_with(at_once);
         let total: u64 = self.splits.iter().zip(&sizes).filter(|(split, _)| paced(split)).map(|(_, bytes)| bytes).sum();
         let rate = |bytes: u64| rows_per_s * bytes.max(1) as f64 / total.max(1) as f64;
-        self.rates = self.splits.iter().zip(sizes).map(|(split, bytes)| paced(split).then(|| rate(bytes))).collect();
+        let pause = match (taken.is_empty(), self.splits.iter().all(paced)) {
+            (false, _) => AFTER_TAKEN,
+            (true, false) => AFTER_OPENING,
+            (true, true) => Duration::ZERO,
+        };
+        let pace =
+            |split: &Split, bytes| Pace { rate: rate(bytes), from: taken.get(&split.number).copied().unwrap_or(0), pause, start: None };
+        self.paces = self.splits.iter().zip(sizes).map(|(split, bytes)| paced(split).then(|| pace(split, bytes))).collect();
         self
     }
 
@@ -86,9 +95,7 @@ impl Source for FileSource {
         let limits = self.limits;
         let input = file.open().map_err(|source| SourceError::Unreadable { path: file.path.clone(), source: Arc::new(source) })?;
         let (feed, reader) = buffer(&file.name, offset, limits, wake);
-        let at_once = self.rates.iter().any(Option::is_none);
-        let start = Instant::now() + if at_once { AFTER_OPENING } else { Duration::ZERO };
-        let mut pace = self.rates[number].map(|rate| Pace { rate, start, rows: 0.0 });
+        let mut pace = self.paces[number].clone().map(|pace| Pace { from: pace.from.max(offset), ..pace });
         thread::Builder::new()
             .name(format!("read-{number}"))
             .spawn(move || match read(input, &file, offset, limits, pace.as_mut(), &feed) {
@@ -125,7 +132,7 @@ fn read(
     let mut chunk = ChunkBuilder::new(limits);
     let mut next = offset;
     if let Some(pace) = &mut pace {
-        pace.wait(0, feed);
+        pace.wait(next, feed);
     }
     while feed.wait_for_room() {
         let read = lines.read(&mut chunk, next);
@@ -139,7 +146,7 @@ fn read(
             return Ok(());
         }
         if let Some(pace) = &mut pace {
-            pace.wait(end - next, feed);
+            pace.wait(end, feed);
         }
         next = end;
     }
@@ -147,12 +154,16 @@ fn read(
 }
 
 /// Rows that arrive at a pace.
+#[derive(Clone, Debug)]
 struct Pace {
     /// Rows a second.
     rate: f64,
-    start: Instant,
-    /// Rows since the start.
-    rows: f64,
+    /// The offset of the first one; those before it come at once.
+    from: i64,
+    /// Between what comes at once and the first one.
+    pause: Duration,
+    /// When the first one is due, once what is before it has come.
+    start: Option<Instant>,
 }
 
 impl Pace {
@@ -161,11 +172,14 @@ impl Pace {
         ((self.rate / 1000.0) as usize).max(1)
     }
 
-    /// Waits until `rows` more are due, or nobody wants them.
-    fn wait(&mut self, rows: i64, feed: &Feed) {
+    /// Waits until the row at `offset` is due, or nobody wants it.
+    fn wait(&mut self, offset: i64, feed: &Feed) {
         const LOOK: Duration = Duration::from_millis(100);
-        self.rows += rows as f64;
-        let due = self.start + Duration::from_secs_f64((self.rows / self.rate).min(MAX_PAUSE_S));
+        if offset < self.from {
+            return;
+        }
+        let start = *self.start.get_or_insert_with(|| Instant::now() + self.pause);
+        let due = start + Duration::from_secs_f64(((offset - self.from) as f64 / self.rate).min(MAX_PAUSE_S));
         while let Some(rest) = due.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero()) {
             if feed.is_abandoned() {
                 return;
@@ -177,6 +191,8 @@ impl Pace {
 
 /// How long rows at a pace wait where others come at once before them.
 const AFTER_OPENING: Duration = Duration::from_secs(1);
+/// The same, where those came in an earlier life: so that the epochs of that life have been played when the first one arrives.
+const AFTER_TAKEN: Duration = Duration::from_secs(5);
 /// Times further off cannot be computed with: a hundred years.
 const MAX_PAUSE_S: f64 = 3e9;
 
