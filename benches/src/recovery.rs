@@ -7,7 +7,7 @@ use std::time::Duration;
 use orderflow::checkpoint::CheckpointStore;
 use orderflow_fixtures::generate::{Compression, GenerateSettings, write_folder};
 
-use crate::{Outcome, column, finish, start};
+use crate::{Outcome, Replay, column, finish, start};
 
 /// What to measure.
 pub struct Plan {
@@ -41,7 +41,7 @@ pub fn recovery(plan: &Plan) -> Outcome<()> {
 
     // The state, as a job leaves it that is killed.
     let made = folder.path().join("made");
-    let child = start(&input, &made, None, Some(rows), &settings(&[INTERVAL]))?;
+    let child = start(Replay { rows_max: Some(rows), ..Replay::new(&input, &made, &settings(&[INTERVAL])) })?;
     if finish(child).is_ok() {
         return Err("the job ended before it was killed".into());
     }
@@ -61,12 +61,13 @@ pub fn recovery(plan: &Plan) -> Outcome<()> {
 
     println!("| from there | s to the first new epoch | s to the end | CPU s |\n| --- | --- | --- | --- |");
     let out = folder.path().join("out");
-    let variants = [("no checkpoints", "checkpoint.interval=0 s"), ("a checkpoint every 2 s", "checkpoint.interval=2 s")];
+    let (none, often) = ("checkpoint.interval=0 s", "checkpoint.interval=2 s");
+    let variants = [("no checkpoints", none), ("a checkpoint every 2 s", often)];
     let mut measured = vec![Vec::new(); variants.len()];
     for _ in 0..plan.runs {
-        for ((_, interval), measured) in variants.iter().zip(&mut measured) {
+        for (&(_, interval), measured) in variants.iter().zip(&mut measured) {
             copy(&made, &out)?;
-            measured.push(finish(start(&input, &out, None, None, &settings(&[interval]))?)?);
+            measured.push(finish(start(Replay::new(&input, &out, &settings(&[interval])))?)?);
             std::fs::remove_dir_all(&out)?;
         }
     }
@@ -81,9 +82,9 @@ pub fn recovery(plan: &Plan) -> Outcome<()> {
     // The same state while orders come at a pace.
     println!("\n| with {} K orders a second | p50, ms | p99, ms | most, ms | CPU, cores |\n| --- | --- | --- | --- | --- |", PACE / 1e3);
     let rate = PACE * written.rows as f64 / plan.orders as f64;
-    for (name, interval) in [("no checkpoints", "checkpoint.interval=0 s"), ("a checkpoint every 10 s", "checkpoint.interval=10 s")] {
+    for (name, interval) in [("no checkpoints", none), ("a checkpoint every 10 s", "checkpoint.interval=10 s")] {
         copy(&made, &out)?;
-        let m = finish(start(&input, &out, Some(rate), None, &settings(&[interval]))?)?;
+        let m = finish(start(Replay { rate: Some(rate), ..Replay::new(&input, &out, &settings(&[interval])) })?)?;
         println!("| {name} | {:.1} | {:.1} | {:.0} | {:.2} |", m.p50_ms, m.p99_ms, m.max_ms, m.cpu_seconds / m.seconds);
         std::fs::remove_dir_all(&out)?;
     }

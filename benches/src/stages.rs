@@ -2,7 +2,7 @@
 
 use orderflow_fixtures::generate::GenerateSettings;
 
-use super::{Outcome, finish, generate, spread, start};
+use super::{Outcome, Replay, finish, generate, spread, start};
 
 /// Prints the difference in CPU time of each pair, an order. No sink is on: a stage's own rows are few.
 pub fn stages(orders: u64, pairs: usize, workers: usize, stages: &[String], settings: &[String]) -> Outcome<()> {
@@ -23,7 +23,7 @@ pub fn stages(orders: u64, pairs: usize, workers: usize, stages: &[String], sett
             if with_stages {
                 settings.push(with.clone());
             }
-            let measured = finish(start(&input, &out, None, None, &settings)?)?;
+            let measured = finish(start(Replay::new(&input, &out, &settings))?)?;
             cpu[usize::from(with_stages)] = measured.cpu_seconds * 1e6 / measured.orders;
             std::fs::remove_dir_all(&out)?;
         }
