@@ -190,7 +190,7 @@ impl Pace {
 }
 
 /// How long rows at a pace wait where others come at once before them.
-const AFTER_OPENING: Duration = Duration::from_secs(1);
+const AFTER_OPENING: Duration = Duration::from_secs(3);
 /// The same, where those came in an earlier life: so that the epochs of that life have been played when the first one arrives.
 const AFTER_TAKEN: Duration = Duration::from_secs(5);
 /// Times further off cannot be computed with: a hundred years.
