@@ -251,14 +251,7 @@ impl Job {
         self.handles.health.set(Phase::Recovering);
         let settings = Arc::new(settings::operators(config, self.live)?);
         settings.stages.check_targets(config).map_err(|e| JobError::Setting(e.to_string()))?;
-        let header = LogHeader {
-            format: LogHeader::FORMAT,
-            job: config.job.id.clone(),
-            splits: self.source.splits().iter().map(|s| s.name.clone()).collect(),
-            starts: self.starts.iter().map(|start| start.offset).collect(),
-            topics: self.topics.clone(),
-            settings: settings::meaning(config, &settings),
-        };
+        let header = settings::header(config, &settings, &*self.source, &self.starts, &self.topics);
 
         let checkpoints = checkpoints::Checkpoints::open(config)?;
 

@@ -53,7 +53,7 @@ impl Resumed {
     pub async fn newest_manifest(store: &CheckpointStore, header: &LogHeader) -> Result<Option<Manifest>, CheckpointError> {
         for listed in store.list().await? {
             match store.manifest(&listed).await {
-                Ok(manifest) => return of_job(manifest, store, header).map(Some),
+                Ok(manifest) => return store.of_job(manifest, header).map(Some),
                 Err(CheckpointError::Damaged { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -75,7 +75,7 @@ impl Resumed {
         for listed in store.list().await? {
             match Resumed::whole(store, &listed).await {
                 Ok(Resumed { manifest }) => {
-                    let manifest = of_job(manifest, store, header)?;
+                    let manifest = store.of_job(manifest, header)?;
                     match is_usable(&manifest) {
                         Ok(()) => return Ok(Some(Resumed { manifest })),
                         Err(why) => tracing::warn!(epoch = listed.epoch.0, why, "a checkpoint is passed over"),
@@ -110,14 +110,6 @@ impl Resumed {
         }
         drop(checks);
         Ok(Resumed { manifest })
-    }
-}
-
-/// A manifest, if it is of the job of `header`.
-fn of_job(manifest: Manifest, store: &CheckpointStore, header: &LogHeader) -> Result<Manifest, CheckpointError> {
-    match manifest.header.difference(header) {
-        None => Ok(manifest),
-        Some(what) => Err(CheckpointError::Different { url: store.url().to_owned(), epoch: manifest.epoch.0, what }),
     }
 }
 

@@ -16,6 +16,7 @@ use orderflow_sinks::store;
 
 use super::CheckpointError;
 use super::manifest::{DataFile, Manifest, ManifestError, Part};
+use crate::epoch_log::LogHeader;
 
 /// Longest time for one request, a file's piece or a manifest.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -65,6 +66,17 @@ impl CheckpointStore {
 
     pub(super) fn error(&self, what: impl Into<String>, source: object_store::Error) -> CheckpointError {
         CheckpointError::Store { url: self.url.clone(), what: what.into(), source }
+    }
+
+    /// A manifest of this store, if it is of the job of `header`.
+    ///
+    /// # Errors
+    /// If not.
+    pub(crate) fn of_job(&self, manifest: Manifest, header: &LogHeader) -> Result<Manifest, CheckpointError> {
+        match manifest.header.difference(header) {
+            None => Ok(manifest),
+            Some(what) => Err(CheckpointError::Different { url: self.url.clone(), epoch: manifest.epoch.0, what }),
+        }
     }
 
     pub(super) fn damaged(&self, object: &str, what: impl ToString) -> CheckpointError {

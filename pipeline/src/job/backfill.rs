@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use super::runtimes::Runtimes;
 use super::sinks::Known;
 use super::{JobError, checkpoints, last_commits, recover, settings, sinks, sinks_ahead, splits, workers};
-use crate::checkpoint::{CheckpointError, CheckpointStore, Loader, Manifest, Resumed};
+use crate::checkpoint::{CheckpointStore, Loader, Manifest, Resumed};
 use crate::config::Config;
 use crate::dataflow::{Shared, States};
 use crate::epoch_log::{self, EpochLogError, EpochRecord, LogHeader, LogHome};
@@ -112,14 +112,7 @@ pub fn backfill(plan: BackfillPlan) -> Result<Summary, JobError> {
     let mut settings = settings::operators(&config, recorded.live)?;
     settings.stages.print_nothing();
     let settings = Arc::new(settings);
-    let header = LogHeader {
-        format: LogHeader::FORMAT,
-        job: config.job.id.clone(),
-        splits: recorded.source.splits().iter().map(|split| split.name.clone()).collect(),
-        starts: recorded.starts.iter().map(|start| start.offset).collect(),
-        topics: recorded.topics.clone(),
-        settings: settings::meaning(&config, &settings),
-    };
+    let header = settings::header(&config, &settings, &*recorded.source, &recorded.starts, &recorded.topics);
     let store = checkpoints::store(&config, &config.job.data_dir)?;
     let runtime = Runtimes::start(config.job.worker_count())?;
     // Before anything is made in the sink: whether this is the job that was recorded.
@@ -239,11 +232,7 @@ fn is_filled(recovered: &[(Driver, Recovered)], end: Epoch) -> bool {
 async fn asked_for(store: &CheckpointStore, header: &LogHeader, from: &BackfillFrom) -> Result<Option<Manifest>, JobError> {
     let BackfillFrom::Checkpoint(wanted) = from else { return Ok(None) };
     let found = store.find(wanted).await?;
-    let manifest = Resumed::whole(store, &found).await?.manifest;
-    match manifest.header.difference(header) {
-        Some(what) => Err(CheckpointError::Different { url: store.url().to_owned(), epoch: found.epoch.0, what }.into()),
-        None => Ok(Some(manifest)),
-    }
+    Ok(Some(store.of_job(Resumed::whole(store, &found).await?.manifest, header)?))
 }
 
 /// The state to begin with: that of the checkpoint that was asked for or, where the sink is further already, of a newer one.

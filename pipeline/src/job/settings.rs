@@ -12,9 +12,9 @@ use orderflow_sql::SqlPredicate;
 use super::JobError;
 use crate::config::{Config, EpochLogConfig};
 use crate::dataflow::Settings;
-use crate::epoch_log::{LogHome, ObjectSettings, TopicSettings};
-use crate::sealer::MARKS_MAX;
-use crate::source::{KafkaSettings, SourceLimits};
+use crate::epoch_log::{LogHeader, LogHome, ObjectSettings, TopicSettings};
+use crate::sealer::{MARKS_MAX, SplitStart};
+use crate::source::{KafkaSettings, Source, SourceLimits};
 use crate::stages::Stages;
 
 /// Least bytes between two marks of a split: an epoch of less is not worth its overhead.
@@ -112,8 +112,26 @@ pub(super) fn operators(config: &Config, live: bool) -> Result<Settings, JobErro
     })
 }
 
+/// What tells a job's epoch log and checkpoints from those of another one, or of another meaning.
+pub(super) fn header(
+    config: &Config,
+    settings: &Settings,
+    source: &dyn Source,
+    starts: &[SplitStart],
+    topics: &BTreeMap<String, String>,
+) -> LogHeader {
+    LogHeader {
+        format: LogHeader::FORMAT,
+        job: config.job.id.clone(),
+        splits: source.splits().iter().map(|split| split.name.clone()).collect(),
+        starts: starts.iter().map(|start| start.offset).collect(),
+        topics: topics.clone(),
+        settings: meaning(config, settings),
+    }
+}
+
 /// The settings on which results depend, as text: a job continues only under the same.
-pub(super) fn meaning(config: &Config, settings: &Settings) -> BTreeMap<String, String> {
+fn meaning(config: &Config, settings: &Settings) -> BTreeMap<String, String> {
     let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
     let mut meaning: BTreeMap<String, String> = [
         ("watermark.delay", config.watermark.delay.label()),
