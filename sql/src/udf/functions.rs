@@ -100,6 +100,21 @@ macro_rules! equal_by_library {
     };
 }
 
+/// The methods that a function's shape answers, whatever its kind.
+macro_rules! of_shape {
+    () => {
+        fn name(&self) -> &str {
+            &self.shape.name
+        }
+        fn signature(&self) -> &Signature {
+            &self.signature
+        }
+        fn return_type(&self, _arguments: &[DataType]) -> Result<DataType> {
+            Ok(self.shape.result.clone())
+        }
+    };
+}
+
 struct ScalarFunction {
     signature: Signature,
     shape: Arc<Shape>,
@@ -109,15 +124,8 @@ struct ScalarFunction {
 equal_by_library!(ScalarFunction);
 
 impl ScalarUDFImpl for ScalarFunction {
-    fn name(&self) -> &str {
-        &self.shape.name
-    }
-    fn signature(&self) -> &Signature {
-        &self.signature
-    }
-    fn return_type(&self, _arguments: &[DataType]) -> Result<DataType> {
-        Ok(self.shape.result.clone())
-    }
+    of_shape!();
+
     fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let rows = arguments.number_rows;
         let constant = arguments.args.iter().all(|argument| matches!(argument, ColumnarValue::Scalar(_)));
@@ -146,15 +154,8 @@ impl AsyncFunction {
 }
 
 impl ScalarUDFImpl for AsyncFunction {
-    fn name(&self) -> &str {
-        &self.shape.name
-    }
-    fn signature(&self) -> &Signature {
-        &self.signature
-    }
-    fn return_type(&self, _arguments: &[DataType]) -> Result<DataType> {
-        Ok(self.shape.result.clone())
-    }
+    of_shape!();
+
     fn invoke_with_args(&self, _arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
         Err(DataFusionError::Execution(format!("async function {}() cannot be evaluated within an expression", self.shape.name)))
     }
@@ -170,15 +171,8 @@ pub(crate) struct UdfAggregate {
 equal_by_library!(UdfAggregate);
 
 impl AggregateUDFImpl for UdfAggregate {
-    fn name(&self) -> &str {
-        &self.shape.name
-    }
-    fn signature(&self) -> &Signature {
-        &self.signature
-    }
-    fn return_type(&self, _arguments: &[DataType]) -> Result<DataType> {
-        Ok(self.shape.result.clone())
-    }
+    of_shape!();
+
     fn accumulator(&self, _arguments: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
         let values = vec![Vec::new(); self.shape.arguments.len()];
         Ok(Box::new(Values { shape: self.shape.clone(), library: self.library, values }))
