@@ -1,6 +1,6 @@
 //! Nexmark: queries over an auction house's events, compared with DataFusion's answer to the same question over all of them at once.
 //!
-//! A query is a file of `tests/nexmark`; what it is compared with is the same text, or stands behind it. Left out are `q6`, which has a frame of rows, and `q10`, which is of files alone.
+//! A query is a file of `tests/nexmark`; what it is compared with is the same text, or stands behind it. Left out is `q10`, which is of files alone.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -165,6 +165,7 @@ queries! {
     q3_local_items 3
     q4_average_price_of_a_category 4
     q5_hot_items 5
+    q6_average_price_of_a_seller 6
     q7_highest_bid 7
     q8_new_users 8
     q9_winning_bids 9
