@@ -10,10 +10,27 @@ use arrow::error::ArrowError;
 use arrow::json::writer::{LineDelimited, WriterBuilder};
 use chrono::{DateTime, SecondsFormat};
 
+/// Rows from whose text the length of all is guessed.
+const FIRST_ROWS: usize = 256;
+
 /// A line for each row, nulls written out.
 pub(crate) fn lines(rows: &RecordBatch) -> Result<Vec<u8>, ArrowError> {
-    let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(Vec::new());
-    writer.write(&readable(rows)?)?;
+    let rows = readable(rows)?;
+    let first = rows.num_rows().min(FIRST_ROWS);
+    let mut text = write_lines(Vec::new(), &rows.slice(0, first))?;
+    let rest = rows.num_rows() - first;
+    if rest > 0 {
+        // Megabytes that grow by doubling are copied, and touch twice the memory.
+        text.reserve(text.len().div_ceil(first) * rest * 9 / 8);
+        text = write_lines(text, &rows.slice(first, rest))?;
+    }
+    Ok(text)
+}
+
+/// Writes lines behind those that are there.
+fn write_lines(text: Vec<u8>, rows: &RecordBatch) -> Result<Vec<u8>, ArrowError> {
+    let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(text);
+    writer.write(rows)?;
     writer.finish()?;
     Ok(writer.into_inner())
 }
