@@ -132,8 +132,7 @@ impl Stages {
             return Err(wrong(format!("there is another stage `{name}`: rename the file, as state is kept by that name")));
         }
         let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
-        // A bare name's folder is the current one.
-        let folder = path.parent().and_then(|folder| udf::folder_of(&Path::new(".").join(folder)));
+        let folder = path.parent().and_then(udf::folder_of);
         let udfs = Udfs::for_stage(&text, folder.as_deref()).map_err(|e| wrong(e.to_string()))?;
         let stage = Stage::plan_with(&text, named, &udfs).map_err(|e| wrong(e.to_string()))?;
         let mut meaning = format!("text {:08x}, plan {:08x}", checksum(&text), checksum(&stage.graph.to_text()));

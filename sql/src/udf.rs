@@ -88,19 +88,14 @@ impl Udfs {
         self.texts.iter().map(|(name, text)| (name.as_str(), text.as_str()))
     }
 
-    /// Their names.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.functions.keys().map(String::as_str)
-    }
-
     pub(crate) fn functions(&self) -> impl Iterator<Item = (&str, &Function)> {
         self.functions.iter().map(|(name, function)| (name.as_str(), function))
     }
 }
 
-/// The nearest folder `udfs` of a folder of stages: in it, or in one of the two above.
+/// The nearest folder `udfs` of a folder of stages: in it, or in one of the two above. Empty, as the folder of a bare file name is, it is the current one.
 pub fn folder_of(stages: &Path) -> Option<PathBuf> {
-    let absolute = stages.canonicalize().ok()?;
+    let absolute = Path::new(".").join(stages).canonicalize().ok()?;
     absolute.ancestors().take(3).map(|folder| folder.join("udfs")).find(|folder| folder.is_dir())
 }
 

@@ -91,6 +91,7 @@ fn pipelines(args: &StageArgs) -> Result<Vec<Pipeline>, CliError> {
         let named = |e: &dyn std::fmt::Display| format!("{}: {e}", file.display());
         let text = std::fs::read_to_string(file).map_err(|e| CliError::Failed(named(&e)))?;
         let udfs = args.udfs.load(file, &text)?;
+        let called = udfs.texts().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
         let written = Stage::plan_with(&text, &streams, &udfs).and_then(|stage| to_arroyo(&text, &stage, &streams, &topics));
         let query = match written {
             Ok(query) => query,
@@ -100,8 +101,7 @@ fn pipelines(args: &StageArgs) -> Result<Vec<Pipeline>, CliError> {
             }
         };
         let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let udfs = args.udfs.called(file, &text)?.into_iter().map(|definition| (definition.name, definition.text)).collect();
-        if pipelines.insert(name.clone(), Pipeline { name: name.clone(), query, udfs }).is_some() {
+        if pipelines.insert(name.clone(), Pipeline { name: name.clone(), query, udfs: called }).is_some() {
             return Err(CliError::Usage(format!("two stages have the name {name}; rename one of the files")));
         }
     }

@@ -91,20 +91,14 @@ pub(super) struct UdfArgs {
 
 impl UdfArgs {
     /// The folder for the stages of a folder.
-    pub(super) fn folder(&self, stages: &Path) -> Option<PathBuf> {
+    fn folder(&self, stages: &Path) -> Option<PathBuf> {
         self.udfs.clone().or_else(|| udf::folder_of(stages))
     }
 
-    /// The functions that a stage's text calls.
-    pub(super) fn called(&self, stage: &Path, text: &str) -> Result<Vec<Definition>, CliError> {
-        let beside = stage.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let Some(folder) = self.folder(beside) else { return Ok(Vec::new()) };
-        Ok(udf::called(text, udf::read_folder(&folder).map_err(CliError::failed)?))
-    }
-
-    /// The same, built and loaded; says so when it builds one, which takes a while.
+    /// The functions that a stage's text calls, built and loaded; says so when it builds one, which takes a while.
     pub(super) fn load(&self, stage: &Path, text: &str) -> Result<Udfs, CliError> {
-        let called = self.called(stage, text)?;
+        let Some(folder) = stage.parent().and_then(|beside| self.folder(beside)) else { return Ok(Udfs::default()) };
+        let called = udf::called(text, udf::read_folder(&folder).map_err(CliError::failed)?);
         if called.is_empty() {
             return Ok(Udfs::default());
         }
@@ -161,7 +155,7 @@ pub(super) fn sql(command: SqlCommand) -> Result<(), CliError> {
 }
 
 /// The job's own streams, as stages see them.
-pub(super) fn streams(settings: &SettingsArgs) -> Result<Vec<NamedStream>, CliError> {
+fn streams(settings: &SettingsArgs) -> Result<Vec<NamedStream>, CliError> {
     streams_of(&settings.load([])?)
 }
 

@@ -78,6 +78,8 @@ pub extern \"C-unwind\" fn __orderflow_is_running(handle: arroyo_udf_plugin::asy
 #[derive(Clone, Debug)]
 pub struct Builder {
     cache: PathBuf,
+    /// What `rustc` says of itself; none where there is none.
+    compiler: Option<String>,
 }
 
 /// A built UDF.
@@ -92,7 +94,7 @@ pub struct Built {
 impl Builder {
     /// With libraries kept in a folder, which is made when it is needed.
     pub fn new(cache: impl Into<PathBuf>) -> Builder {
-        Builder { cache: cache.into() }
+        Builder { cache: cache.into(), compiler: compiler() }
     }
 
     /// With the user's cache: `$ORDERFLOW_CACHE/udfs`, or `~/.cache/orderflow/udfs`.
@@ -117,7 +119,7 @@ impl Builder {
     pub fn build(&self, definition: &Definition) -> Result<Built, UdfError> {
         let (manifest, frame) = (manifest(definition), frame(definition));
         let folder = self.folder(definition);
-        let Some(compiler) = compiler() else {
+        let Some(compiler) = &self.compiler else {
             // Built elsewhere, or before the compiler was removed.
             return any_library(&folder).map(|library| Built { library, was_cached: true }).ok_or_else(|| {
                 UdfError::new(format!(
@@ -127,7 +129,7 @@ impl Builder {
                 ))
             });
         };
-        let library = library_of(&folder, &compiler);
+        let library = library_of(&folder, compiler);
         if library.is_file() {
             return Ok(Built { library, was_cached: true });
         }
@@ -154,7 +156,7 @@ impl Builder {
     /// Whether a UDF's library is in the cache, so that building it takes no time.
     pub fn has(&self, definition: &Definition) -> bool {
         let folder = self.folder(definition);
-        compiler().map_or_else(|| any_library(&folder).is_some(), |compiler| library_of(&folder, &compiler).is_file())
+        self.compiler.as_ref().map_or_else(|| any_library(&folder).is_some(), |compiler| library_of(&folder, compiler).is_file())
     }
 
     fn folder(&self, definition: &Definition) -> PathBuf {
