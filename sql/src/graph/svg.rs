@@ -111,16 +111,13 @@ fn placed(graph: &Graph) -> Vec<Shape> {
     let mut x = PADDING;
     for column in 0..=last {
         let mut members: Vec<usize> = (0..shapes.len()).filter(|i| shapes[*i].column == column).collect();
-        let mean = |i: usize| {
-            let inputs = &shapes[i].inputs;
-            inputs.iter().map(|(input, _)| shapes[*input].at.1 + shapes[*input].height() / 2).sum::<usize>() / inputs.len().max(1)
-        };
-        members.sort_by_key(|i| (mean(*i), *i));
+        members.sort_by_key(|i| (height_of_inputs(&shapes, *i), *i));
         let mut y = PADDING;
         let mut widest = 0;
         for member in members {
             // As high as its inputs, unless something stands there.
-            y = y.max(mean_or(&shapes, member, y).saturating_sub(shapes[member].height() / 2));
+            let wanted = height_of_inputs(&shapes, member).unwrap_or(0);
+            y = y.max(wanted.saturating_sub(shapes[member].height() / 2));
             shapes[member].at = (x, y);
             y += shapes[member].height() + ROW_GAP;
             widest = widest.max(shapes[member].width());
@@ -130,12 +127,10 @@ fn placed(graph: &Graph) -> Vec<Shape> {
     shapes
 }
 
-fn mean_or(shapes: &[Shape], member: usize, otherwise: usize) -> usize {
+/// The mean height of a box's inputs, if it has any.
+fn height_of_inputs(shapes: &[Shape], member: usize) -> Option<usize> {
     let inputs = &shapes[member].inputs;
-    if inputs.is_empty() {
-        return otherwise;
-    }
-    inputs.iter().map(|(input, _)| shapes[*input].at.1 + shapes[*input].height() / 2).sum::<usize>() / inputs.len()
+    inputs.iter().map(|(input, _)| shapes[*input].at.1 + shapes[*input].height() / 2).sum::<usize>().checked_div(inputs.len())
 }
 
 /// A label's lines, broken at blanks.

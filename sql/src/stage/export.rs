@@ -44,7 +44,7 @@ pub fn to_arroyo(text: &str, stage: &Stage, streams: &[NamedStream], topics: &To
     let mut tables = stage.tables.iter();
     let is_declared = |name: &str| stage.table(name).is_some_and(|t| t.connector == Connector::Stream && t.role != Some(Role::Sink));
     for name in stage.named_streams().filter(|name| !is_declared(name)) {
-        let _ = write!(out, "{};\n\n", source(name, &stream(streams, name)?, topics));
+        let _ = write!(out, "{};\n\n", source(name, name, &stream(streams, name)?, topics));
     }
     let statements = parse::parse(text)?;
     for (statement, range) in statements.iter().zip(statement_ranges(text)) {
@@ -107,11 +107,7 @@ fn stream(streams: &[NamedStream], name: &str) -> Result<Vec<FieldRef>, StageErr
 }
 
 /// A table over the topic of a stream.
-fn source(name: &str, fields: &[FieldRef], topics: &Topics) -> String {
-    source_as(name, name, fields, topics)
-}
-
-fn source_as(table: &str, stream: &str, fields: &[FieldRef], topics: &Topics) -> String {
+fn source(table: &str, stream: &str, fields: &[FieldRef], topics: &Topics) -> String {
     let mut columns: Vec<String> = fields.iter().map(|field| column(field)).collect();
     if fields.iter().any(|field| field.name() == "event_time") {
         columns.push(format!("WATERMARK FOR event_time AS event_time - INTERVAL '{}'", interval(topics.watermark_delay)));
@@ -134,16 +130,14 @@ fn declared_source(table: &Table, streams: &[NamedStream], topics: &Topics) -> R
     let declared = table.schema().fields().to_vec();
     if table.name == name {
         let columns = if declared.is_empty() { stream(streams, name)? } else { declared };
-        return Ok(source(name, &columns, topics));
+        return Ok(source(name, name, &columns, topics));
     }
-    let mut text = String::new();
     let raw = format!("{}_topic", table.name);
-    let _ = write!(text, "{};\n\n", source_as(&raw, name, &stream(streams, name)?, topics));
+    let over_topic = source(&raw, name, &stream(streams, name)?, topics);
     let columns: Vec<String> =
         declared.iter().map(|field| format!("CAST({0} AS {1}) AS {0}", quoted(field.name()), sql_type(field.data_type()))).collect();
     let columns = if columns.is_empty() { "*".to_owned() } else { columns.join(", ") };
-    let _ = write!(text, "CREATE VIEW {} AS SELECT {columns} FROM {}", quoted(&table.name), quoted(&raw));
-    Ok(text)
+    Ok(format!("{over_topic};\n\nCREATE VIEW {} AS SELECT {columns} FROM {}", quoted(&table.name), quoted(&raw)))
 }
 
 fn sink(table: &Table, updating: bool, topics: &Topics) -> String {
