@@ -305,6 +305,12 @@ fn column(measured: &[Measured], of: impl Fn(&Measured) -> f64) -> [f64; 3] {
     spread(measured.iter().map(of).collect())
 }
 
+/// The same as a table shows it, with so many digits behind the point.
+fn cell(measured: &[Measured], digits: usize, of: impl Fn(&Measured) -> f64) -> String {
+    let [median, least, most] = column(measured, of);
+    format!("{median:.digits$} ({least:.digits$} – {most:.digits$})")
+}
+
 fn generate(settings: &GenerateSettings, folder: &Path) -> Outcome<()> {
     let started = Instant::now();
     let written = write_folder(settings, Compression::Plain, folder, |_| ())?;
@@ -346,16 +352,12 @@ fn throughput(orders: u64, runs: usize, workers: usize, settings: &[String]) -> 
     println!("{runs} runs each, {workers} workers: median (least – most)\n");
     println!("| sinks | orders/s | CPU s per million orders | of it user | most memory, MiB |\n| --- | --- | --- | --- | --- |");
     for ((name, ..), measured) in variants.iter().zip(&measured) {
-        let cell = |digits: usize, of: fn(&Measured) -> f64| {
-            let [median, least, most] = column(measured, of);
-            format!("{median:.digits$} ({least:.digits$} – {most:.digits$})")
-        };
         println!(
             "| {name} | {} K | {} | {} | {} |",
-            cell(0, |m| m.orders / m.seconds / 1e3),
-            cell(2, |m| m.cpu_seconds * 1e6 / m.orders),
-            cell(2, |m| m.user_seconds * 1e6 / m.orders),
-            cell(0, |m| m.memory / 1048576.0)
+            cell(measured, 0, |m| m.orders / m.seconds / 1e3),
+            cell(measured, 2, |m| m.cpu_seconds * 1e6 / m.orders),
+            cell(measured, 2, |m| m.user_seconds * 1e6 / m.orders),
+            cell(measured, 0, |m| m.memory / 1048576.0)
         );
     }
     Ok(())

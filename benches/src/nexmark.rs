@@ -15,6 +15,7 @@ use clap::Parser;
 use orderflow::allocator;
 use orderflow_fixtures::nexmark::{Events, NexmarkSettings, generate};
 use orderflow_operators::batch::{Batch, register_schema};
+use orderflow_operators::columns::micros;
 use orderflow_operators::dataflow::{Batches, EpochOperator, clock_row, clock_schema, time_of};
 use orderflow_operators::epoch::{Epoch, EpochInfo, Micros, NEVER, Place};
 use orderflow_sql::GroupedState;
@@ -54,6 +55,8 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 const SEED: u64 = 1;
 /// The watermark is this far behind the events, as where a table declares none.
 const DELAY: Micros = 1_000_000;
+/// Of a stage's rows, the column of their times.
+const TIME: usize = 1;
 const TABLES: [&str; 3] = ["person", "auction", "bid"];
 /// Epochs in the dataflow.
 const IN_FLIGHT: u64 = 4;
@@ -156,11 +159,7 @@ impl Prepared {
                 },
             ),
         ];
-        let starts = [
-            events.persons.iter().map(|p| p.date_time).collect::<Vec<_>>(),
-            events.auctions.iter().map(|a| a.date_time).collect(),
-            events.bids.iter().map(|b| b.date_time).collect(),
-        ];
+        let starts = whole.each_ref().map(|rows| micros(rows, TIME));
         let last = starts.iter().filter_map(|times| times.last()).max().copied().unwrap_or(NEVER);
         let mut epochs = Vec::new();
         let mut begin = orderflow_fixtures::nexmark::START;

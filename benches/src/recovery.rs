@@ -7,7 +7,7 @@ use std::time::Duration;
 use orderflow::checkpoint::CheckpointStore;
 use orderflow_fixtures::generate::{Compression, GenerateSettings, write_folder};
 
-use crate::{Outcome, Replay, column, finish, start};
+use crate::{Measured, Outcome, Replay, cell, finish, start};
 
 /// What to measure.
 pub struct Plan {
@@ -72,10 +72,7 @@ pub fn recovery(plan: &Plan) -> Outcome<()> {
         }
     }
     for ((name, _), measured) in variants.iter().zip(&measured) {
-        let cell = |of: fn(&crate::Measured) -> f64| {
-            let [median, least, most] = column(measured, of);
-            format!("{median:.1} ({least:.1} – {most:.1})")
-        };
+        let cell = |of: fn(&Measured) -> f64| cell(measured, 1, of);
         println!("| {name} | {} | {} | {} |", cell(|m| m.live_seconds), cell(|m| m.seconds), cell(|m| m.cpu_seconds));
     }
 
