@@ -135,7 +135,7 @@ pub fn replay(plan: ReplayPlan) -> Result<Summary, JobError> {
     let mut cut = Cut::Replay;
     let log_home = LogHome::Folder(out);
     if let Some(rate) = rate {
-        source = source.paced(rate, OPENING, &epoch_log::ends(&log_home).map_err(JobError::EpochLog)?);
+        source = source.paced(rate, OPENING, &epoch_log::ends(&log_home)?);
         cut = Cut::Live { linger: config.epoch.linger.as_duration() };
     }
     let is_opening = |split: &Split| split.name.starts_with(OPENING);

@@ -7,9 +7,10 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::time::Duration;
 
-use common::{Tables, assert_equal, epochs, expect_success, expected, replay, replay_command, tables};
+use common::{Tables, assert_equal, epochs, expect_success, expected, replay_command, seeded, tables};
 use orderflow_fixtures::generate::{Compression, GenerateSettings, write_folder};
 use orderflow_fixtures::hostile;
 use orderflow_fixtures::reference::{EpochRecord, Ledger, ReferenceSettings, STREAMS, Streams, check_nothing_lost, read_folder};
@@ -59,16 +60,16 @@ impl Case {
         Case { out: folder.path().join("out"), input, workers, rows_max, random, what, folder }
     }
 
-    /// What a replay is told, on so many workers.
-    fn arguments(&self, workers: usize, more: &[&str]) -> Vec<String> {
-        let rows = format!("epoch.rows_max={}", self.rows_max);
-        let own = ["--workers".to_owned(), workers.to_string(), "--set".to_owned(), rows];
-        own.into_iter().chain(more.iter().flat_map(|set| ["--set".to_owned(), (*set).to_owned()])).collect()
+    /// A replay on so many workers, with more settings.
+    fn start(&self, out: &Path, workers: usize, more: &[&str]) -> Child {
+        let mut command = replay_command(&self.input, out, &["--workers", &workers.to_string()]);
+        command.arg("--set").arg(format!("epoch.rows_max={}", self.rows_max));
+        more.iter().for_each(|set| _ = command.args(["--set", set]));
+        command.spawn().unwrap()
     }
 
     fn replay(&self, out: &Path, workers: usize, more: &[&str]) {
-        let arguments = self.arguments(workers, more);
-        replay(&self.input, out, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        expect_success(self.start(out, workers, more));
     }
 
     fn run(&self) -> Tables {
@@ -83,8 +84,7 @@ impl Case {
 
 /// Shows a law in some cases.
 fn holds(law: u64, check: impl Fn(Case)) {
-    let seed = std::env::var("ORDERFLOW_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
-    println!("ORDERFLOW_TEST_SEED={seed}");
+    let (seed, _) = seeded();
     for number in 0..CASES {
         check(Case::new(law, number, seed));
     }
@@ -120,17 +120,12 @@ fn exactly_once() {
         let often = ["checkpoint.interval=20 ms", "replay.checkpoints=true", "sinks.delta.commit_interval=10 ms"];
         for _ in 0..case.random.random_range(1..4) {
             let workers = case.random.random_range(1..=4);
-            let arguments = case.arguments(workers, &often);
-            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            let mut child = replay_command(&case.input, &case.out, &arguments).spawn().unwrap();
+            let mut child = case.start(&case.out, workers, &often);
             std::thread::sleep(Duration::from_millis(case.random.random_range(20..500)));
             child.kill().unwrap();
             child.wait().unwrap();
         }
-        let workers = case.workers;
-        let arguments = case.arguments(workers, &often);
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        expect_success(replay_command(&case.input, &case.out, &arguments).spawn().unwrap());
+        case.replay(&case.out, case.workers, &often);
         // A decision, a movement and a dead letter are of one row of the input; a line and an event also of one SKU and kind.
         for (name, rows) in &tables(&case.out) {
             let mut seen = BTreeSet::new();

@@ -28,16 +28,10 @@ use orderflow_faults::Point;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use common::seeded;
 use lives::{Ended, Job};
 use plan::{Kill, Settings, Way};
 use servers::Servers;
-
-/// The seed of a test, as it is told; the same again by `ORDERFLOW_TEST_SEED`.
-fn seeded() -> (u64, ChaCha8Rng) {
-    let seed: u64 = std::env::var("ORDERFLOW_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
-    println!("ORDERFLOW_TEST_SEED={seed}");
-    (seed, ChaCha8Rng::seed_from_u64(seed))
-}
 
 /// Kills a job at each of `points` at the first passing, over as many lives and jobs as it takes.
 fn every_point(servers: &Servers, way: Way, points: &[Point]) {

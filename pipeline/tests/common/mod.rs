@@ -11,10 +11,19 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Float64Type, Int32Type, Int64Type, TimestampMicrosecondType};
 use orderflow_fixtures::reference::{self, EpochRecord, ReferenceSettings, Row, STREAMS};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
 /// Rows by stream, in order.
 pub type Tables = BTreeMap<String, Vec<Row>>;
+
+/// The seed of a test, as it is told; the same again by `ORDERFLOW_TEST_SEED`.
+pub fn seeded() -> (u64, ChaCha8Rng) {
+    let seed: u64 = std::env::var("ORDERFLOW_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
+    println!("ORDERFLOW_TEST_SEED={seed}");
+    (seed, ChaCha8Rng::seed_from_u64(seed))
+}
 
 /// The folder of the fixture that is in the tree.
 pub fn recorded() -> PathBuf {

@@ -14,19 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Output};
 use std::time::{Duration, Instant};
 
+use common::seeded;
 use orderflow_fixtures::generate::{Compression, GenerateSettings, write_folder};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 
 /// No wait is longer.
 const LONG: Duration = Duration::from_secs(60);
-
-/// The seed of a test, as it is told; the same again by `ORDERFLOW_TEST_SEED`.
-fn seeded() -> (u64, ChaCha8Rng) {
-    let seed: u64 = std::env::var("ORDERFLOW_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
-    println!("ORDERFLOW_TEST_SEED={seed}");
-    (seed, ChaCha8Rng::seed_from_u64(seed))
-}
 
 fn generated(seed: u64, orders: u64) -> tempfile::TempDir {
     let input = tempfile::tempdir().unwrap();
