@@ -1,5 +1,6 @@
 //! A data file of a table: encoded while its rows come in, then put into the store.
 
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch};
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use chrono::Utc;
 use deltalake::kernel::Add;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, PutPayloadMut};
 use orderflow_faults::{Point, check};
 use orderflow_operators::epoch::Epoch;
 use parquet::arrow::ArrowWriter;
@@ -26,12 +27,16 @@ use uuid::Uuid;
 
 use super::settings::TableCompression;
 use super::statistics::{INDEXED_COLUMNS, statistics};
+use crate::batches::{COALESCED_ROWS, coalesced};
 use crate::store::local_disk;
 
 /// Rows of a Parquet row group: what a reader decodes at a time.
 const ROW_GROUP_ROWS: usize = 256 * 1024;
 /// Bytes of a column's dictionary at which the column goes on without one: enough for names and codes, and soon reached by ids.
 const DICTIONARY_BYTES: usize = 32 << 10;
+
+/// Bytes of a block of a file under way.
+const BLOCK_BYTES: usize = 1 << 20;
 
 /// What the files of a table have in common.
 #[derive(Debug)]
@@ -83,14 +88,30 @@ impl FileFormat {
 
 /// Turns rows into the bytes of a file. It computes, and is for threads that may block.
 pub(super) struct Encoder {
-    writer: ArrowWriter<Vec<u8>>,
+    writer: ArrowWriter<Blocks>,
     format: Arc<FileFormat>,
+}
+
+/// A file's bytes, in blocks: they are not copied when there are more.
+#[derive(Default)]
+struct Blocks(PutPayloadMut);
+
+impl Write for Blocks {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Encoder {
     pub fn new(format: Arc<FileFormat>) -> Result<Encoder, ParquetError> {
         let options = ArrowWriterOptions::new().with_properties(format.properties.clone()).with_skip_arrow_metadata(true);
-        let writer = ArrowWriter::try_new_with_options(Vec::new(), format.schema.clone(), options)?;
+        let writer =
+            ArrowWriter::try_new_with_options(Blocks(PutPayloadMut::new().with_block_size(BLOCK_BYTES)), format.schema.clone(), options)?;
         Ok(Encoder { writer, format })
     }
 
@@ -109,9 +130,9 @@ impl Encoder {
     /// Ends the file whose first rows are of the epoch `first`.
     pub fn finish(mut self, first: Epoch) -> Result<EncodedFile, ParquetError> {
         let metadata = self.writer.finish()?;
-        let bytes = Bytes::from(std::mem::take(self.writer.inner_mut()));
+        let Blocks(bytes) = std::mem::take(self.writer.inner_mut());
         let rows = metadata.file_metadata().num_rows();
-        Ok(EncodedFile { name: self.format.name(first), bytes, rows, statistics: statistics(&metadata) })
+        Ok(EncodedFile { name: self.format.name(first), bytes: bytes.freeze(), rows, statistics: statistics(&metadata) })
     }
 }
 
@@ -126,7 +147,7 @@ fn conform(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowE
 #[derive(Clone, Debug)]
 pub(super) struct EncodedFile {
     name: Path,
-    bytes: Bytes,
+    bytes: PutPayload,
     pub rows: i64,
     statistics: String,
 }
@@ -135,11 +156,11 @@ impl EncodedFile {
     /// Puts it into the store. May be repeated: it is the same file.
     pub async fn put(&self, store: &dyn ObjectStore, data_change: bool) -> Result<Add, object_store::Error> {
         check(Point::DeltaFile).map_err(local_disk)?;
-        store.put(&self.name, self.bytes.clone().into()).await?;
+        store.put(&self.name, self.bytes.clone()).await?;
         check(Point::DeltaFileDone).map_err(local_disk)?;
         Ok(Add {
             path: self.name.to_string(),
-            size: self.bytes.len() as i64,
+            size: self.bytes.content_length() as i64,
             modification_time: Utc::now().timestamp_millis(),
             data_change,
             stats: Some(self.statistics.clone()),
@@ -253,13 +274,20 @@ impl FileWriter {
 async fn encode(format: Arc<FileFormat>, mut rows: mpsc::UnboundedReceiver<RecordBatch>, first: Epoch) -> Result<EncodedFile, EncodeError> {
     let mut encoder = Encoder::new(format)?;
     let mut batches = Vec::new();
-    while rows.recv_many(&mut batches, usize::MAX).await > 0 {
+    loop {
+        let ended = rows.recv_many(&mut batches, usize::MAX).await == 0;
+        if !ended && batches.iter().map(RecordBatch::num_rows).sum::<usize>() < COALESCED_ROWS {
+            continue;
+        }
         let some = std::mem::take(&mut batches);
         encoder = tokio::task::spawn_blocking(move || {
-            some.iter().try_for_each(|rows| encoder.write(rows))?;
+            coalesced(some)?.iter().try_for_each(|rows| encoder.write(rows))?;
             Ok::<_, ParquetError>(encoder)
         })
         .await??;
+        if ended {
+            break;
+        }
     }
     Ok(tokio::task::spawn_blocking(move || encoder.finish(first)).await??)
 }
