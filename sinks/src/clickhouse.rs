@@ -19,6 +19,7 @@
 //! Behind a load balancer the server may answer [`Sink::recover`] from a replica that lags; give the address of one replica, or of
 //! ClickHouse Cloud, whose replicas share their data.
 
+mod body;
 mod commits;
 mod connection;
 mod cut;
@@ -170,7 +171,7 @@ impl ClickHouseSink {
             self.commits.begin(commit, rows).await?;
             open.recorded = true;
         }
-        for (number, insert) in cut_into_inserts(&batches, commit.cut).iter().enumerate().skip(open.inserts_done) {
+        for (number, insert) in cut_into_inserts(&batches, commit.cut).into_iter().enumerate().skip(open.inserts_done) {
             let token = self.commits.token(commit, number);
             self.connection.point(&what, Point::ClickHouseInsert)?;
             self.connection.insert(self.stream.name(), &token, insert, state.server.has_deduplicate_insert).await?;

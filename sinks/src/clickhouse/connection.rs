@@ -5,15 +5,13 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use clickhouse::query::Query;
 use clickhouse::{Client, Compression};
-use clickhouse_ext_arrow::ArrowClientExt;
 use orderflow_faults::{Point, check};
 
+use super::body::Body;
 use super::error::classify;
 use super::{ClickHouseSettings, InsertCompression};
 use crate::SinkError;
-
-/// Rows that are encoded at a time. The encoder's buffer grows to as much of a batch as it is given.
-const ENCODED_ROWS_MAX: usize = 1 << 13;
+use crate::batches::coalesced;
 
 /// Settings of every statement. They are sent always, since their defaults differ between releases (26.2 changed three) and users'
 /// profiles.
@@ -107,7 +105,10 @@ impl Connection {
     }
 
     /// Inserts all rows of `batches` in one INSERT under `token`.
-    pub(super) async fn insert(&self, table: &str, token: &str, batches: &[RecordBatch], enable: bool) -> Result<(), SinkError> {
+    pub(super) async fn insert(&self, table: &str, token: &str, batches: Vec<RecordBatch>, enable: bool) -> Result<(), SinkError> {
+        let Some(schema) = batches.first().map(RecordBatch::schema) else { return Ok(()) };
+        let what = format!("insert into {table}");
+        let batches = coalesced(batches).map_err(|error| self.refused(&what, error.to_string()))?;
         let mut client = self.client.clone().with_database(&self.database).with_setting("insert_deduplication_token", token);
         for (name, value) in INSERT_SETTINGS {
             client = client.with_setting(name, value);
@@ -116,16 +117,13 @@ impl Connection {
             client = client.with_setting("deduplicate_insert", "enable");
         }
         let request = async {
-            let mut insert = client.insert_arrow(table)?;
-            for batch in batches {
-                for start in (0..batch.num_rows()).step_by(ENCODED_ROWS_MAX) {
-                    insert.write(&batch.slice(start, ENCODED_ROWS_MAX.min(batch.num_rows() - start))).await?;
-                    insert.flush().await?;
-                }
+            let mut body = Body::new(&client, table, &schema)?;
+            for batch in &batches {
+                body.write(batch).await?;
             }
-            insert.end().await
+            body.end().await
         };
-        self.within(self.insert_timeout, &format!("insert into {table}"), request).await
+        self.within(self.insert_timeout, &what, request).await
     }
 
     /// Passes a point where a test may make a step fail.

@@ -206,9 +206,13 @@ fn column_type(field: &Field) -> Result<String, String> {
 }
 
 /// A quoted name.
+pub(super) fn quoted(name: &str) -> String {
+    format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))
+}
+
+/// A quoted name in a statement that the client looks for parameters, which a lone question mark stands for.
 pub(super) fn identifier(name: &str) -> String {
-    // The client takes a lone question mark for a parameter.
-    format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`").replace('?', "??"))
+    quoted(name).replace('?', "??")
 }
 
 #[cfg(test)]
@@ -266,5 +270,6 @@ mod tests {
     #[test]
     fn names_are_quoted() {
         assert_eq!(identifier("a`b?\\"), "`a\\`b??\\\\`");
+        assert_eq!(quoted("a`b?\\"), "`a\\`b?\\\\`");
     }
 }
