@@ -18,7 +18,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use orderflow_operators::batch::{Batch, register_schema};
 use orderflow_operators::columns::{text, u64s};
-use orderflow_operators::dataflow::{Batches, EPOCH_ROWS_MAX, EpochOperator, clock_row, clock_schema, time_of};
+use orderflow_operators::dataflow::{Batches, EPOCH_ROWS_MAX, EpochOperator, clock_row, clock_schema, time_of, worker_config};
 use orderflow_operators::epoch::{Epoch, EpochInfo, Micros, NEVER};
 use orderflow_operators::exchange::{Route, RowDistributor, to_worker};
 use orderflow_operators::keys::{KeyGroup, owned_groups};
@@ -179,7 +179,8 @@ pub fn run(stage: &Stage, settings: RunSettings, sink: SinkFn) -> Result<Summary
     let receivers: Vec<Mutex<Option<Receiver<EpochInfo>>>> = receivers.into_iter().map(|r| Mutex::new(Some(r))).collect();
     let head = Mutex::new(Some((senders, inputs)));
     let for_workers = shared.clone();
-    let config = if workers == 1 { timely::Config::thread() } else { timely::Config::process(workers) };
+    let mut config = if workers == 1 { timely::Config::thread() } else { timely::Config::process(workers) };
+    config.worker = worker_config();
     let guards = timely::execute(config, move |worker| {
         let receiver = lock(&receivers[worker.index()]).take().expect("each worker runs once");
         let head = if worker.index() == 0 { lock(&head).take() } else { None };

@@ -4,6 +4,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use orderflow_operators::dataflow::worker_config;
+
 use super::{JobError, LEAVE, POLL};
 use crate::failure::Failure;
 use crate::job_plan::{Cluster, Stop};
@@ -68,7 +70,7 @@ pub(super) fn run(
     std::thread::Builder::new()
         .name("workers".into())
         .spawn(move || {
-            let result = timely::execute::execute_from(builders, guard, timely::WorkerConfig::default(), body).map(|guards| guards.join());
+            let result = timely::execute::execute_from(builders, guard, worker_config(), body).map(|guards| guards.join());
             let _ = sender.send(result);
         })
         .map_err(|e| JobError::Start(e.to_string()))?;
