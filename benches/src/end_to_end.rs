@@ -15,7 +15,7 @@ use std::error::Error;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
@@ -23,6 +23,7 @@ use orderflow::allocator;
 use orderflow::config::Config;
 use orderflow::job;
 use orderflow::job_plan::{Handles, ReplayPlan};
+use orderflow::metrics::LatencyHistogram;
 use orderflow::status::Phase;
 use orderflow_fixtures::clickhouse_server::{ClickHouseServer, ServeCommand, ServerOptions, serve_from_env};
 use orderflow_fixtures::generate::{Compression, FlashSale, GenerateSettings, write_folder};
@@ -130,6 +131,9 @@ enum Bench {
         /// The process kills itself behind so many rows.
         #[arg(long)]
         rows_max: Option<u64>,
+        /// Begins with [`TOUCHED_BYTES`] of memory of its own, and keeps them.
+        #[arg(long)]
+        with_memory: bool,
         #[arg(long = "set")]
         settings: Vec<String>,
     },
@@ -151,7 +155,13 @@ fn main() -> ExitCode {
             recovery::recovery(&recovery::Plan { orders, customers, runs, workers, settings })
         }
         Bench::Stages { orders, pairs, workers, stages, settings } => stages::stages(orders, pairs, workers, &stages, &settings),
-        Bench::Replay { input, out, rate, rows_max, settings } => replay(input, out, rate, rows_max, &settings),
+        Bench::Replay { input, out, rate, rows_max, with_memory, settings } => {
+            if with_memory {
+                // In pieces that the allocator keeps when they are given back.
+                drop(std::hint::black_box(vec![vec![1_u8; 1 << 20]; TOUCHED_BYTES >> 20]));
+            }
+            replay(input, out, rate, rows_max, &settings)
+        }
         Bench::Touch => {
             drop(std::hint::black_box(vec![1_u8; TOUCHED_BYTES]));
             Ok(())
@@ -193,7 +203,13 @@ struct Measured {
     p50_ms: f64,
     p99_ms: f64,
     max_ms: f64,
+    /// Without those of the first seconds ([`WARM_UP`]).
+    warm_p99_ms: f64,
 }
+
+/// From the moment on that a job is live. What comes at a pace begins three seconds later, and then finds tables that have yet to grow, and memory that was
+/// never used.
+const WARM_UP: Duration = Duration::from_secs(15);
 
 /// The job in this process. One line of numbers is its answer.
 fn replay(input: PathBuf, out: PathBuf, rate: Option<f64>, rows_max: Option<u64>, settings: &[String]) -> Outcome<()> {
@@ -208,18 +224,27 @@ fn replay(input: PathBuf, out: PathBuf, rate: Option<f64>, rows_max: Option<u64>
             }
         });
     }
-    let health = handles.health.clone();
-    let live = std::thread::spawn(move || {
-        while matches!(health.phase(), Phase::Starting | Phase::Recovering) {
-            std::thread::sleep(Duration::from_millis(1));
+    let (health, metrics) = (handles.health.clone(), handles.metrics.clone());
+    let while_cold = Arc::new(Mutex::new(LatencyHistogram::default()));
+    let (sender, live) = mpsc::channel();
+    // Nobody waits for its end: the job may end before.
+    std::thread::spawn({
+        let (metrics, while_cold) = (metrics.clone(), while_cold.clone());
+        move || {
+            while matches!(health.phase(), Phase::Starting | Phase::Recovering) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let _ = sender.send(started.elapsed());
+            std::thread::sleep(WARM_UP);
+            *while_cold.lock().unwrap_or_else(PoisonError::into_inner) = metrics.latencies();
         }
-        started.elapsed()
     });
     let summary = job::replay(ReplayPlan { config, input, out, rate, cluster: None, handles })?;
-    let live = live.join().map_err(|_| "the thread that waits for the job to be live panicked")?;
-    let latency = summary.latency.unwrap_or_default();
-    let [p50, p99, max] = [latency.p50, latency.p99, latency.max].map(|time| time.as_secs_f64() * 1e3);
-    println!("{} {} {} {p50} {p99} {max}", summary.decisions.total(), summary.seconds, live.as_secs_f64());
+    let live = live.recv()?;
+    let while_cold = while_cold.lock().unwrap_or_else(PoisonError::into_inner);
+    let (all, warm) = (summary.latency.unwrap_or_default(), metrics.latencies().since(&while_cold).quantiles().unwrap_or_default());
+    let [p50, p99, max, warm_p99] = [all.p50, all.p99, all.max, warm.p99].map(|time| time.as_secs_f64() * 1e3);
+    println!("{} {} {} {p50} {p99} {max} {warm_p99}", summary.decisions.total(), summary.seconds, live.as_secs_f64());
     Ok(())
 }
 
@@ -231,11 +256,13 @@ struct Replay<'a> {
     settings: &'a [String],
     rate: Option<f64>,
     rows_max: Option<u64>,
+    /// It has its memory from the start, as a job has that has run for a while.
+    with_memory: bool,
 }
 
 impl<'a> Replay<'a> {
     fn new(input: &'a Path, out: &'a Path, settings: &'a [String]) -> Replay<'a> {
-        Replay { input, out, settings, rate: None, rows_max: None }
+        Replay { input, out, settings, rate: None, rows_max: None, with_memory: false }
     }
 }
 
@@ -251,6 +278,9 @@ fn start(replay: Replay<'_>) -> Outcome<Child> {
     }
     if let Some(rows) = replay.rows_max {
         command.arg("--rows-max").arg(rows.to_string());
+    }
+    if replay.with_memory {
+        command.arg("--with-memory").env("MIMALLOC_PURGE_DELAY", "-1");
     }
     for setting in replay.settings {
         command.arg("--set").arg(setting);
@@ -276,7 +306,7 @@ fn finish(mut child: Child) -> Outcome<Measured> {
         return Err(format!("the replay ended with {status}").into());
     }
     let numbers: Vec<f64> = answer.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-    let &[orders, seconds, live_seconds, p50_ms, p99_ms, max_ms] = numbers.as_slice() else {
+    let &[orders, seconds, live_seconds, p50_ms, p99_ms, max_ms, warm_p99_ms] = numbers.as_slice() else {
         return Err(format!("the replay answered `{answer}`").into());
     };
     let time = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
@@ -292,6 +322,7 @@ fn finish(mut child: Child) -> Outcome<Measured> {
         p50_ms,
         p99_ms,
         max_ms,
+        warm_p99_ms,
     })
 }
 
@@ -373,14 +404,20 @@ fn latency(orders_per_s: f64, seconds: f64, runs: usize, workers: usize, setting
     generate(&GenerateSettings { orders, rate_per_s: orders_per_s, ..GenerateSettings::default() }, &input)?;
     let rows = cut_behind_orders(&input)?;
     let rate = rows as f64 / (seconds * ORDERS_KEPT);
-    println!("| run | orders/s | CPU, cores | p50, ms | p99, ms | most, ms |\n| --- | --- | --- | --- | --- | --- |");
+    println!(
+        "| run | orders/s | CPU, cores | p50, ms | p99, ms | most, ms | p99 without the first 12 s |\n| --- | --- | --- | --- | --- | --- | --- |"
+    );
     for run in 1..=runs {
         let out = folder.path().join("out");
         let mut settings = settings.to_vec();
         settings.push(format!("job.workers={workers}"));
-        let measured = finish(start(Replay { rate: Some(rate), ..Replay::new(&input, &out, &settings) })?)?;
-        let Measured { orders, seconds, cpu_seconds, p50_ms, p99_ms, max_ms, .. } = measured;
-        println!("| {run} | {:.0} | {:.2} | {p50_ms:.1} | {p99_ms:.1} | {max_ms:.1} |", orders / seconds, cpu_seconds / seconds);
+        let measured = finish(start(Replay { rate: Some(rate), with_memory: true, ..Replay::new(&input, &out, &settings) })?)?;
+        let Measured { orders, seconds, cpu_seconds, p50_ms, p99_ms, max_ms, warm_p99_ms, .. } = measured;
+        println!(
+            "| {run} | {:.0} | {:.2} | {p50_ms:.1} | {p99_ms:.1} | {max_ms:.1} | {warm_p99_ms:.1} |",
+            orders / seconds,
+            cpu_seconds / seconds
+        );
         std::fs::remove_dir_all(&out)?;
     }
     Ok(())

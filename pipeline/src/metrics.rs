@@ -208,7 +208,12 @@ impl Metrics {
 
     /// Time from orders' arrival to their decisions leaving the dataflow; each order counts with the arrival of the oldest row of its epoch.
     pub fn latency(&self) -> Option<Latency> {
-        self.0.row_latency.lock().unwrap_or_else(PoisonError::into_inner).quantiles()
+        self.latencies().quantiles()
+    }
+
+    /// All that [`latency`](Metrics::latency) is of.
+    pub fn latencies(&self) -> LatencyHistogram {
+        self.0.row_latency.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The watermark after the last epoch.

@@ -48,6 +48,15 @@ impl LatencyHistogram {
         self.max = self.max.max(latency);
     }
 
+    /// What came behind `earlier`, an older copy of this. The longest is only known as other quantiles are: up to its bucket's end.
+    pub fn since(&self, earlier: &LatencyHistogram) -> LatencyHistogram {
+        let before = earlier.counts.iter().copied().chain(std::iter::repeat(0));
+        let counts: Vec<u64> = self.counts.iter().zip(before).map(|(now, before)| now - before).collect();
+        let last = counts.iter().rposition(|&count| count > 0);
+        let max = last.map_or(Duration::ZERO, |bucket| Duration::from_micros(upper_bound(bucket)).min(self.max));
+        LatencyHistogram { total: self.total - earlier.total, counts, max }
+    }
+
     /// The quantiles, if there was a row.
     pub fn quantiles(&self) -> Option<Latency> {
         let quantile = |per_mille: u64| {
@@ -109,5 +118,11 @@ mod tests {
             "{p50:?} {p99:?} {p999:?}"
         );
         assert_eq!(max, Duration::from_millis(300));
+
+        let earlier = latencies.clone();
+        assert_eq!(latencies.since(&earlier).quantiles(), None);
+        latencies.record(Duration::from_millis(2), 5);
+        let Latency { p50, max, .. } = latencies.since(&earlier).quantiles().expect("there were five more");
+        assert!((2.0..2.13).contains(&ms(p50)) && max == p50, "{p50:?} {max:?}");
     }
 }
