@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use arrow::array::{AsArray, RecordBatch};
 use orderflow_operators::epoch::{Epoch, EpochInfo, Micros};
 use orderflow_operators::streams::{OutputStream, Stream};
+use orderflow_sinks::batches;
 use tokio::sync::mpsc;
 
 use crate::dataflow::count_decisions;
@@ -24,14 +25,10 @@ pub struct Delivery {
     pub rows: Option<RecordBatch>,
 }
 
-/// Rows of more bytes than that take the room of several in a queue.
-const ROW_BYTES: usize = 1024;
-
 impl Delivery {
     /// What it takes in a queue: its rows, where these are not larger than usual; and one, since epochs without rows wait, too.
     pub fn weight(&self) -> u64 {
-        let weight = |rows: &RecordBatch| rows.num_rows().max(rows.get_array_memory_size() / ROW_BYTES) as u64;
-        1 + self.rows.as_ref().map_or(0, weight)
+        1 + self.rows.as_ref().map_or(0, |rows| batches::weight(rows) as u64)
     }
 }
 

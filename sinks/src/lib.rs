@@ -9,7 +9,7 @@ use arrow::array::RecordBatch;
 use async_trait::async_trait;
 use orderflow_operators::epoch::Epoch;
 
-mod batches;
+pub mod batches;
 pub mod clickhouse;
 pub mod delta;
 mod json;

@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use super::settings::TableCompression;
 use super::statistics::{INDEXED_COLUMNS, statistics};
-use crate::batches::{COALESCED_ROWS, coalesced};
+use crate::batches::{COALESCED_ROWS, coalesced, weight};
 use crate::store::local_disk;
 
 /// Rows of a Parquet row group: what a reader decodes at a time.
@@ -273,12 +273,15 @@ impl FileWriter {
 
 async fn encode(format: Arc<FileFormat>, mut rows: mpsc::UnboundedReceiver<RecordBatch>, first: Epoch) -> Result<EncodedFile, EncodeError> {
     let mut encoder = Encoder::new(format)?;
-    let mut batches = Vec::new();
+    let (mut batches, mut waiting) = (Vec::new(), 0);
     loop {
+        let known = batches.len();
         let ended = rows.recv_many(&mut batches, usize::MAX).await == 0;
-        if !ended && batches.iter().map(RecordBatch::num_rows).sum::<usize>() < COALESCED_ROWS {
+        waiting += batches[known..].iter().map(weight).sum::<usize>();
+        if !ended && waiting < COALESCED_ROWS {
             continue;
         }
+        waiting = 0;
         let some = std::mem::take(&mut batches);
         encoder = tokio::task::spawn_blocking(move || {
             coalesced(some)?.iter().try_for_each(|rows| encoder.write(rows))?;
