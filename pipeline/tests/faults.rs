@@ -211,10 +211,12 @@ fn changes_of_orders_that_one_process_lost_are_made_up_for() {
 #[test]
 fn a_full_disk_of_the_epoch_log_ends_the_job() {
     let input = generated(7, 1_000);
+    // So that each segment has few of them, however long a write takes.
+    let small = ["--set", "epoch.rows_max=40", "--set", "epoch.in_flight=1"];
     for point in ["epoch_log.local.write.before", "epoch_log.local.sync.before", "epoch_log.local.segment.before"] {
         let out = Out::new();
         let faults = format!("epoch_log.local.segment.bytes=return(500);{point}=2*off->1*return(enospc)");
-        let (whole, said) = Process::start(input.path(), &out.path(), &["--workers", "2"], &faults).end();
+        let (whole, said) = Process::start(input.path(), &out.path(), &[&["--workers", "2"], &small[..]].concat(), &faults).end();
         assert!(!whole, "{point}: {said}");
         assert!(said.contains("No space left on device") && said.contains("can be started again once that is mended"), "{point}: {said}");
         let (whole, said) = Process::start(input.path(), &out.path(), &["--workers", "1"], "").end();
@@ -229,7 +231,7 @@ fn a_clock_that_jumps_is_followed_forward_only() {
     const HOUR: i64 = 3_600_000;
     const WALL: &str = "replay.clock=wall";
     let (input, out) = (generated(8, 3_000), Out::new());
-    let jumps = format!("seal_clock.ahead_ms=20*return(0)->300*return({})->300*return({})->return({HOUR})", 5 * HOUR, -3 * HOUR);
+    let jumps = format!("seal_clock.ahead_ms=20*return(0)->10*return({})->10*return({})->return({HOUR})", 5 * HOUR, -3 * HOUR);
     let killed = format!("{jumps};epoch_log.local.sync.after=40*off->return(kill)");
     let (whole, said) =
         Process::start(input.path(), &out.path(), &["--set", "epoch.rows_max=40", "--workers", "2", "--set", WALL], &killed).end();
@@ -275,9 +277,8 @@ fn disks_that_are_full() {
         let setting = if goes_on { on_disk(setting) } else { elsewhere.clone() };
         let mut job = replay_command(input.path(), &job_out, &OFTEN);
         job.args(["--workers", "2", "--set", &setting, "--set", "sinks.delta.retry_backoff_max=200 ms", "--set", "epoch.rows_max=20"]);
-        if !goes_on {
-            job.args(["--set", "replay.checkpoints=false"]);
-        }
+        // One that goes on takes its time: there is more than one checkpoint, however long one takes.
+        job.args(if goes_on { ["--rate", "2000"] } else { ["--set", "replay.checkpoints=false"] });
         let log = folder.path().join("log");
         // The file system is the shell's alone, and gone with it.
         let script = r#"

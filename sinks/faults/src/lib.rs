@@ -77,7 +77,8 @@ mod enabled {
         action("epoch_log.local.segment.bytes").and_then(|bytes| bytes.parse().ok())
     }
 
-    /// How far the clock that gives epochs their sealing times is ahead of the machine's: `seal_clock.ahead_ms=20*return(0)->return(-3600000)`.
+    /// How far the clock that gives epochs their sealing times is ahead of the machine's, asked once for each epoch:
+    /// `seal_clock.ahead_ms=20*return(0)->return(-3600000)`.
     pub fn clock_ahead_ms() -> i64 {
         action("seal_clock.ahead_ms").and_then(|ms| ms.parse().ok()).unwrap_or(0)
     }
