@@ -12,6 +12,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use orderflow_faults::{Point, check, pass, segment_bytes_max};
 use orderflow_operators::epoch::Epoch;
@@ -24,6 +25,10 @@ const LOCK: &str = "epochs.lock";
 
 /// A segment of this size is followed by another. A quarter of a million epochs or more, read in half a second.
 const SEGMENT_BYTES_MAX: u64 = 64 << 20;
+
+/// How long the lock is waited for: a process that is going may still have it, and so may one that it was just about to start.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+const LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// The epoch log in a folder, open for appending.
 pub struct LocalLog {
@@ -166,10 +171,14 @@ fn sync_folder(folder: &Path) -> Result<(), EpochLogError> {
 fn lock(folder: &Path) -> Result<File, EpochLogError> {
     let path = folder.join(LOCK);
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(EpochLogError::InUse { path: path.display().to_string() }),
-        Err(TryLockError::Error(source)) => Err(failed(&path)(source)),
+    let begun = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_POLL),
+            Err(TryLockError::WouldBlock) => return Err(EpochLogError::InUse { path: path.display().to_string() }),
+            Err(TryLockError::Error(source)) => return Err(failed(&path)(source)),
+        }
     }
 }
 

@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use orderflow_operators::decoder::Topic;
 use orderflow_operators::epoch::Place;
@@ -108,8 +108,23 @@ pub struct KafkaSource {
 /// In the order of their splits.
 const TOPICS: [Topic; 2] = [Topic::Inventory, Topic::Orders];
 
-/// How often brokers are asked for the ids of topics.
-const IDENTITY_TRIES: usize = 3;
+/// What tells the topics from others of their names. Brokers that have just answered may be lost for a moment; those that have no ids say so at once.
+fn identities(consumer: &BaseConsumer<Context>, topics: [&String; 2]) -> BTreeMap<String, String> {
+    let begun = Instant::now();
+    loop {
+        if let Some(identities) = identity::of_topics(consumer.client(), topics) {
+            return identities;
+        }
+        if begun.elapsed() >= identity::WAIT {
+            tracing::debug!("the brokers do not tell the ids of topics: one that is made anew will not be noticed");
+            return BTreeMap::new();
+        }
+        thread::sleep(IDENTITY_BACKOFF);
+    }
+}
+
+/// Time between two tries.
+const IDENTITY_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Names of the splits that are being read.
 type OpenSplits = Arc<Mutex<BTreeSet<String>>>;
@@ -136,8 +151,7 @@ impl KafkaSource {
 
         let consumer = Arc::new(consumer);
         let topics = [&settings.inventory_topic, &settings.orders_topic];
-        // Brokers that have just answered may be lost for a moment; those that have no ids say so at once.
-        let identities = (0..IDENTITY_TRIES).find_map(|_| identity::of_topics(consumer.client(), topics)).unwrap_or_default();
+        let identities = identities(&consumer, topics);
         let open = OpenSplits::default();
         let stop = Arc::new(AtomicBool::new(false));
         let (sender, opened) = mpsc::channel();

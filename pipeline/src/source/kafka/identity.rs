@@ -20,7 +20,7 @@ use rdkafka::client::Client;
 use super::Context;
 
 /// How long the brokers may take.
-const WAIT: Duration = Duration::from_secs(5);
+pub(super) const WAIT: Duration = Duration::from_secs(5);
 
 /// The ids of those of `topics` that exist and of which the brokers say it: Kafka does from 2.8 on. None if they do not answer.
 pub(super) fn of_topics<'a>(client: &Client<Context>, topics: impl IntoIterator<Item = &'a String>) -> Option<BTreeMap<String, String>> {
