@@ -17,6 +17,7 @@ mod source;
 mod stages;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -96,6 +97,8 @@ pub struct Shared {
     pub failure: Failure,
     /// Where the state comes from and goes to.
     pub states: States,
+    /// By stage, the first epoch that it reads, where that is behind the state.
+    pub stage_begins: BTreeMap<String, Epoch>,
     /// The first worker of this process.
     pub first_worker: usize,
 }

@@ -42,6 +42,8 @@ use local::LocalLog;
 use objects::ObjectLog;
 use topic::TopicLog;
 
+use crate::stages::MEANING;
+
 /// An epoch as it is logged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochRecord {
@@ -55,6 +57,9 @@ pub struct EpochRecord {
     /// Splits that the job has from this epoch on, by number: partitions that were added to a topic. Their numbers go on from those that it had.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub splits: BTreeMap<u32, AddedSplit>,
+    /// SQL stages that are others from this epoch on, by name: what the results of one that came depend on; null for one that was taken away.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stages: BTreeMap<String, Option<String>>,
 }
 
 /// A split that a job got while it ran, or between two of its lives.
@@ -117,7 +122,7 @@ impl LogHeader {
     pub const FORMAT: u32 = 1;
 
     /// What differs from `now`, said so that a user knows what to do; `None` if the log can be continued. There may be splits now that were
-    /// not there before.
+    /// not there before, and other SQL stages, which records name.
     pub fn difference(&self, now: &LogHeader) -> Option<String> {
         if self.format != now.format {
             return Some(format!("it has format {}, this release knows format {}: use the release that began it", self.format, now.format));
@@ -140,20 +145,15 @@ impl LogHeader {
         let keys: std::collections::BTreeSet<_> = self.settings.keys().chain(now.settings.keys()).collect();
         let changed: Vec<String> = keys
             .into_iter()
-            .filter(|k| self.settings.get(*k) != now.settings.get(*k))
+            .filter(|k| self.settings.get(*k) != now.settings.get(*k) && !k.starts_with(MEANING))
             .map(|k| {
                 let value = |of: &LogHeader| of.settings.get(k).cloned().unwrap_or_else(|| "unset".into());
                 format!("{k}: {} then, {} now", value(self), value(now))
             })
             .collect();
-        let hint = if changed.iter().any(|what| what.starts_with(crate::stages::MEANING)) {
-            "; a stage that is new or other is for a job with another job.id and epoch log, which plays the input from its start"
-        } else {
-            ""
-        };
         (!changed.is_empty()).then(|| {
             format!(
-                "it was begun with other settings ({}), and results would mix: set them back, or begin anew with another epoch log{hint}",
+                "it was begun with other settings ({}), and results would mix: set them back, or begin anew with another epoch log",
                 changed.join("; ")
             )
         })
@@ -313,6 +313,8 @@ mod tests {
         };
         assert_eq!(header.difference(&header), None);
         let mut other = header.clone();
+        other.settings.insert("stages.revenue".into(), "text 0f".into());
+        assert_eq!(header.difference(&other), None, "stages may come and go");
         other.settings.insert("dedup.horizon".into(), "12 h".into());
         assert!(header.difference(&other).unwrap().contains("dedup.horizon: 24 h then, 12 h now"));
         let mut other = header.clone();
@@ -325,6 +327,14 @@ mod tests {
         assert_eq!(header.difference(&other), None, "brokers may not say it");
         other.topics.insert("orders".into(), "9Z".into());
         assert!(header.difference(&other).unwrap().contains("made anew since (orders)"));
+    }
+
+    #[test]
+    fn a_record_names_the_stages_that_came_and_went_with_it() {
+        let text = r#"{"epoch":7,"sealed_at":"2026-01-05T10:00:00.000Z","ranges":{},"stages":{"late":null,"revenue":"text 0f, plan 1e"}}"#;
+        let record: EpochRecord = serde_json::from_str(text).unwrap();
+        assert_eq!(record.stages, [("late".to_owned(), None), ("revenue".to_owned(), Some("text 0f, plan 1e".to_owned()))].into());
+        assert_eq!(serde_json::to_string(&record).unwrap(), text);
     }
 
     #[test]

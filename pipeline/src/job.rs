@@ -6,6 +6,7 @@ mod runtimes;
 mod settings;
 mod sinks;
 mod splits;
+mod stages;
 mod workers;
 
 use std::collections::BTreeMap;
@@ -288,14 +289,27 @@ impl Job {
         {
             return Err(JobError::Sink(message));
         }
-        let resumed = checkpoints.resume(&runtime, &header, &sinks::known(&recovered), process, processes)?;
-        let behind = resumed.as_ref().map_or(Epoch(0), |resumed| resumed.manifest.epoch);
+        let known = sinks::known(&recovered);
+        let resumed = checkpoints.resume(&runtime, &header, &known, &settings.stages, process, processes)?;
+        let mut resumed = resumed.map(|resumed| resumed.manifest);
+        let behind = resumed.as_ref().map_or(Epoch(0), |manifest| manifest.epoch);
         if process == 0 && behind < newest {
             tape = epoch_log::read_after(&self.log_home, behind)?;
         }
+        // Process 0 tells the others where stages begin.
+        let meaning = settings.stages.meaning();
+        let stages = match &begun {
+            Some(begun) => stages::Known::new(begun, resumed.as_ref(), &tape, &meaning, self.cut != Cut::Replay)
+                .map_err(|what| self.different(what))?,
+            None => stages::Known::default(),
+        };
+        let of_checkpoints = stages.in_header(&header);
+        if let Some(manifest) = &mut resumed {
+            manifest.retain_stages(|stage| meaning.contains_key(stage) && !stages.begins.contains_key(stage));
+        }
         let tasks = sinks::start(&runtime, recovered);
         let states =
-            checkpoints::Start { process, processes, labels, header: header.clone(), committed: committed.clone(), durable: durable_seen };
+            checkpoints::Start { process, processes, labels, header: of_checkpoints, committed: committed.clone(), durable: durable_seen };
         let checkpoints::Running { states, trigger, mut task } =
             checkpoints.start(config, &runtime, resumed, states, &metrics, &failure)?;
 
@@ -304,9 +318,10 @@ impl Job {
             Some(log) => {
                 let resumed = states.loader.as_ref().map(|loader| loader.manifest());
                 let begun = begun.as_ref().unwrap_or(&header);
-                let known = splits::Known::new(&*self.source, begun, &self.starts, resumed, &tape)
-                    .map_err(|what| JobError::EpochLog(EpochLogError::Different { log: self.log_home.to_string(), what }))?;
+                let known = splits::Known::new(&*self.source, begun, &self.starts, resumed, &tape).map_err(|what| self.different(what))?;
                 let (mut sealer, names) = known.sealer(self.cut, config.epoch.rows_max, tape, resumed);
+                stages.tell();
+                sealer = sealer.with_stages(stages.changes);
                 if let Some(until) = &self.until {
                     let of_split = |name: &String| *until.get(name).expect("inputs that are gone have been refused");
                     sealer = sealer.until(&names.iter().map(of_split).collect::<Vec<_>>());
@@ -339,7 +354,7 @@ impl Job {
             // What process 0 has to take up again, only it knows.
             self.handles.health.set(Phase::Live);
         }
-        let plan = Arc::new(WorkerPlan {
+        let plan = WorkerPlan {
             source: self.source.clone(),
             mark_bytes: settings::mark_bytes(config, self.source.splits().len()),
             in_flight: config.epoch.in_flight as u64,
@@ -348,8 +363,16 @@ impl Job {
             sinks_through,
             stop: self.handles.stop.clone(),
             resumed: states.loader.as_ref().map_or(Epoch(0), |loader| loader.manifest().epoch),
-            shared: Shared { settings, hub: hub.clone(), metrics, failure: failure.clone(), states, first_worker: process * workers },
-        });
+            shared: Shared {
+                settings,
+                hub: hub.clone(),
+                metrics,
+                failure: failure.clone(),
+                states,
+                stage_begins: stages.begins,
+                first_worker: process * workers,
+            },
+        };
         let done = match workers::run(plan, head, workers, &config.job.id, self.cluster.clone(), &failure) {
             Ok(done) => done,
             Err(error) => {
@@ -387,6 +410,13 @@ impl Job {
             latency: self.handles.metrics.latency(),
             stopped: done.stopped,
         })
+    }
+}
+
+impl Job {
+    /// The log is of another job than this.
+    fn different(&self, what: String) -> JobError {
+        JobError::EpochLog(EpochLogError::Different { log: self.log_home.to_string(), what })
     }
 }
 

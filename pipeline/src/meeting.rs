@@ -16,16 +16,18 @@
 //! A host can vanish without a word, by a power cut or a cut cable. Connections are therefore probed when they are quiet, and broken when
 //! nothing is acknowledged for [`SILENCE_MAX`].
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use orderflow_operators::epoch::Epoch;
 use serde::{Deserialize, Serialize};
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::job_plan::Cluster;
 
-/// What a process says of itself. All of a job say the same but for `process`.
+/// What a process says of itself. All of a job say the same but for `process` and `stage_begins`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// The job's name.
@@ -38,6 +40,12 @@ pub struct Hello {
     pub workers: usize,
     /// Which of `hosts` it is.
     pub process: usize,
+    /// By SQL stage, what its results depend on.
+    #[serde(default)]
+    pub stages: BTreeMap<String, String>,
+    /// From process 0, which has the epoch log: by stage, the first epoch that it reads, where that is behind the state.
+    #[serde(default)]
+    pub stage_begins: BTreeMap<String, Epoch>,
 }
 
 impl Hello {
@@ -57,6 +65,13 @@ impl Hello {
         }
         if other.workers != self.workers {
             return differs("--workers", &other.workers, &self.workers);
+        }
+        let name = |(stage, meaning): (&String, &String)| format!("{stage} ({meaning})");
+        let of = |hello: &Hello, but: &Hello| -> Vec<String> {
+            hello.stages.iter().filter(|(stage, meaning)| but.stages.get(*stage) != Some(meaning)).map(name).collect()
+        };
+        if other.stages != self.stages {
+            return differs("stages", &of(other, self).join(", "), &of(self, other).join(", "));
         }
         None
     }
@@ -107,11 +122,14 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// A quiet connection is probed so often.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Meets the other processes: gives a connection to each, by its number; none for this one.
+/// A connection to another process, and what that said of itself.
+pub type Met = (TcpStream, Hello);
+
+/// Meets the other processes: gives a connection to each, by its number, and what it said; none for this one.
 ///
 /// # Errors
 /// If they do not all come within `wait`, or before `is_over`.
-pub fn meet(cluster: &Cluster, hello: &Hello, wait: Duration, is_over: &dyn Fn() -> bool) -> Result<Vec<Option<TcpStream>>, MeetingError> {
+pub fn meet(cluster: &Cluster, hello: &Hello, wait: Duration, is_over: &dyn Fn() -> bool) -> Result<Vec<Option<Met>>, MeetingError> {
     let started = Instant::now();
     let mut meeting = Meeting {
         peers: cluster.hosts.iter().map(|_| Peer::default()).collect(),
@@ -158,6 +176,7 @@ struct Peer {
 
 struct Connection {
     stream: TcpStream,
+    hello: Hello,
     /// Whether the peer was told that this process is ready.
     told: bool,
     /// Whether it said so itself.
@@ -165,8 +184,8 @@ struct Connection {
 }
 
 impl Peer {
-    fn met(&mut self, stream: TcpStream) {
-        *self = Peer { connection: Some(Connection { stream, told: false, ready: false }), tried: None, reason: None };
+    fn met(&mut self, (stream, hello): Met) {
+        *self = Peer { connection: Some(Connection { stream, hello, told: false, ready: false }), tried: None, reason: None };
     }
 
     fn failed(&mut self, reason: String) {
@@ -179,10 +198,10 @@ impl Peer {
     }
 
     /// Whoever takes it waits as long as it likes. A stream whose time-outs cannot be taken off is broken, and shows it.
-    fn hand_over(self) -> Option<TcpStream> {
-        let stream = self.connection?.stream;
+    fn hand_over(self) -> Option<Met> {
+        let Connection { stream, hello, .. } = self.connection?;
         let _ = stream.set_read_timeout(None).and_then(|()| stream.set_write_timeout(None));
-        Some(stream)
+        Some((stream, hello))
     }
 }
 
@@ -203,7 +222,7 @@ impl Meeting<'_> {
             // What is wrong with one caller is no concern of the others.
             let Ok((stream, _)) = listener.accept() else { break };
             match self.answer(stream) {
-                Ok((peer, stream)) => self.peers[peer].met(stream),
+                Ok((peer, met)) => self.peers[peer].met(met),
                 Err((Some(peer), reason)) => self.peers[peer].failed(reason),
                 Err((None, reason)) => tracing::debug!(reason, "a caller that is none of the job's processes"),
             }
@@ -212,7 +231,7 @@ impl Meeting<'_> {
     }
 
     /// Hears who calls, and says who this is.
-    fn answer(&self, stream: TcpStream) -> Result<(usize, TcpStream), (Option<usize>, String)> {
+    fn answer(&self, stream: TcpStream) -> Result<(usize, Met), (Option<usize>, String)> {
         let unknown = |reason: io::Error| (None, reason.to_string());
         stream.set_nonblocking(false).map_err(unknown)?;
         prepare(&stream, CALLER_WAIT).map_err(unknown)?;
@@ -221,7 +240,7 @@ impl Meeting<'_> {
         let said = say(&stream, self.hello);
         let peer = Some(other.process).filter(|&peer| peer > self.cluster.process && peer < self.peers.len());
         match (peer, self.hello.difference(&other)) {
-            (Some(peer), None) => said.map(|()| (peer, stream)).map_err(|error| (Some(peer), error.to_string())),
+            (Some(peer), None) => said.map(|()| (peer, (stream, other))).map_err(|error| (Some(peer), error.to_string())),
             (Some(peer), Some(difference)) => Err((Some(peer), difference)),
             (None, _) => Err((None, format!("it says that it is process {}", other.process))),
         }
@@ -236,13 +255,13 @@ impl Meeting<'_> {
             }
             self.peers[number].tried = Some(Instant::now());
             match self.call(number) {
-                Ok(stream) => self.peers[number].met(stream),
+                Ok(met) => self.peers[number].met(met),
                 Err(reason) => self.peers[number].failed(reason),
             }
         }
     }
 
-    fn call(&self, number: usize) -> Result<TcpStream, String> {
+    fn call(&self, number: usize) -> Result<Met, String> {
         let failed = |error: io::Error| error.to_string();
         let stream = connect(&self.cluster.hosts[number]).map_err(failed)?;
         prepare(&stream, ANSWER_WAIT).map_err(failed)?;
@@ -252,7 +271,7 @@ impl Meeting<'_> {
             return Err(format!("it says that it is process {}: give all the same --hosts, and each its own --process", other.process));
         }
         match self.hello.difference(&other) {
-            None => Ok(stream),
+            None => Ok((stream, other)),
             Some(difference) => Err(difference),
         }
     }
@@ -381,23 +400,27 @@ mod tests {
     }
 
     fn hello(cluster: &Cluster, process: usize) -> Hello {
-        Hello { job: "a".into(), release: "1".into(), hosts: cluster.hosts.clone(), workers: 2, process }
+        let (stages, stage_begins) = ([("revenue".to_owned(), "1".to_owned())].into(), BTreeMap::new());
+        Hello { job: "a".into(), release: "1".into(), hosts: cluster.hosts.clone(), workers: 2, process, stages, stage_begins }
     }
 
-    fn attend(cluster: &Cluster, process: usize, wait: Duration) -> Result<Vec<Option<TcpStream>>, MeetingError> {
+    fn attend(cluster: &Cluster, process: usize, wait: Duration) -> Result<Vec<Option<Met>>, MeetingError> {
         meet(&Cluster { process, ..cluster.clone() }, &hello(cluster, process), wait, &|| false)
     }
 
     /// Sends each peer this process's number, and checks what it hears from them.
-    fn talk(process: usize, connections: &[Option<TcpStream>]) {
+    fn talk(process: usize, connections: &[Option<Met>]) {
         for (number, connection) in connections.iter().enumerate() {
             assert_eq!(connection.is_none(), number == process);
-            if let Some(mut stream) = connection.as_ref() {
+            if let Some((stream, hello)) = connection {
+                let mut stream = stream;
+                assert_eq!(hello.process, number);
                 stream.write_all(&[process as u8]).unwrap();
             }
         }
         for (number, connection) in connections.iter().enumerate() {
-            if let Some(mut stream) = connection.as_ref() {
+            if let Some((stream, _)) = connection {
+                let mut stream = stream;
                 let mut byte = [0];
                 stream.read_exact(&mut byte).unwrap();
                 assert_eq!(usize::from(byte[0]), number);

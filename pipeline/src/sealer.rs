@@ -113,6 +113,8 @@ pub struct Sealer {
     splits: Vec<SplitState>,
     /// Those that the log does not name yet: the next new epoch does.
     added: BTreeMap<u32, AddedSplit>,
+    /// Stages that are others than the log says: the next new epoch says so.
+    stages: BTreeMap<String, Option<String>>,
     /// Whether it ends before its inputs do.
     drains: bool,
     last: Epoch,
@@ -167,6 +169,7 @@ impl Sealer {
             tape: tape.into(),
             splits: states,
             added: BTreeMap::new(),
+            stages: BTreeMap::new(),
             drains: false,
             last_seal_ms: None,
         }
@@ -190,6 +193,12 @@ impl Sealer {
         });
         self.added.insert(number, split);
         number
+    }
+
+    /// From the next new epoch on there are other stages, as [`EpochRecord::stages`] has them.
+    pub fn with_stages(mut self, changes: BTreeMap<String, Option<String>>) -> Self {
+        self.stages = changes;
+        self
     }
 
     /// The last epoch of the tape, and of what was sealed since.
@@ -236,8 +245,7 @@ impl Sealer {
             Next::After(_) | Next::Waiting | Next::Finished => {
                 self.last = self.last.next();
                 self.sealed_at = self.sealed_at.max(now_ms);
-                let splits = std::mem::take(&mut self.added);
-                EpochRecord { epoch: self.last, sealed_at: self.sealed_at, ranges: BTreeMap::new(), splits }
+                self.record(BTreeMap::new())
             }
         }
     }
@@ -330,8 +338,13 @@ impl Sealer {
                 }
             }
         }
-        let splits = std::mem::take(&mut self.added);
-        Next::Sealed(EpochRecord { epoch: self.last, sealed_at: self.sealed_at, ranges, splits })
+        Next::Sealed(self.record(ranges))
+    }
+
+    /// The last epoch as it is logged.
+    fn record(&mut self, ranges: BTreeMap<u32, (i64, i64)>) -> EpochRecord {
+        let (splits, stages) = (std::mem::take(&mut self.added), std::mem::take(&mut self.stages));
+        EpochRecord { epoch: self.last, sealed_at: self.sealed_at, ranges, splits, stages }
     }
 
     /// Rows by split: all that there are, or a proportional part of them.
@@ -481,7 +494,8 @@ mod tests {
 
     #[test]
     fn recorded_epochs_alone_are_played() {
-        let record = EpochRecord { epoch: Epoch(8), sealed_at: 9, ranges: [(1, (3, 5))].into(), splits: BTreeMap::new() };
+        let record =
+            EpochRecord { epoch: Epoch(8), sealed_at: 9, ranges: [(1, (3, 5))].into(), splits: BTreeMap::new(), stages: BTreeMap::new() };
         let mut sealer = Sealer::new(Cut::Recorded, 4, vec![record.clone()], &starts(&[(0, 1), (0, 1)]));
         read_all(&mut sealer, &[3, 7]);
         assert_eq!((sealer.first(), sealer.next(0, 0)), (Epoch(8), Next::Replayed(record)));
@@ -524,7 +538,8 @@ mod tests {
 
     #[test]
     fn the_tape_comes_first() {
-        let record = EpochRecord { epoch: Epoch(1), sealed_at: 9, ranges: [(1, (3, 5))].into(), splits: BTreeMap::new() };
+        let record =
+            EpochRecord { epoch: Epoch(1), sealed_at: 9, ranges: [(1, (3, 5))].into(), splits: BTreeMap::new(), stages: BTreeMap::new() };
         let mut sealer = Sealer::new(Cut::Replay, 4, vec![record.clone()], &starts(&[(0, 1), (0, 1)]));
         assert_eq!(sealer.first_offsets(), [0, 3]);
         assert_eq!(sealer.next(0, 0), Next::Replayed(record));
@@ -535,7 +550,8 @@ mod tests {
 
     #[test]
     fn a_split_that_is_added_is_named_before_it_has_rows() {
-        let tape = EpochRecord { epoch: Epoch(1), sealed_at: 9, ranges: [(0, (0, 5))].into(), splits: BTreeMap::new() };
+        let tape =
+            EpochRecord { epoch: Epoch(1), sealed_at: 9, ranges: [(0, (0, 5))].into(), splits: BTreeMap::new(), stages: BTreeMap::new() };
         let mut sealer = Sealer::new(Cut::Live { linger: Duration::ZERO }, 10, vec![tape.clone()], &starts(&[(0, 1)]));
         let added = AddedSplit { name: "orders/1".into(), start: 3 };
         assert_eq!(sealer.add(added.clone()), 1);

@@ -268,14 +268,24 @@ impl Stages {
         self.streams.iter().position(|stream| stream.stream.name() == name)
     }
 
-    /// What the results of each stage depend on, by the key of a log's settings.
+    /// What the results of each stage depend on, by its name.
     pub fn meaning(&self) -> BTreeMap<String, String> {
-        self.stages.iter().map(|stage| (format!("{MEANING}{}", stage.name), stage.meaning.clone())).collect()
+        self.stages.iter().map(|stage| (stage.name.clone(), stage.meaning.clone())).collect()
+    }
+
+    /// The names of the stages that write a stream: none for one of the job's own.
+    pub fn writers<'a>(&'a self, stream: &str) -> Vec<&'a str> {
+        let Some(number) = self.number(stream) else { return Vec::new() };
+        let writes = |stage: &&JobStage| stage.outputs.contains(&number) || stream == REJECTS;
+        self.stages.iter().filter(writes).map(|stage| stage.name.as_str()).collect()
     }
 }
 
-/// How keys of [`Stages::meaning`] begin.
+/// How keys of stages begin in the settings of a log's header; their names follow.
 pub(crate) const MEANING: &str = "stages.";
+
+/// How the names begin by which the state of a stage's operators is kept; the stage's name, which has no dot, follows, and a dot.
+pub(crate) const STAGE: &str = "stage.";
 
 /// Longest name of a stage or a stream; characters.
 const NAME_MAX: usize = 100;

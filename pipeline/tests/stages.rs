@@ -364,6 +364,89 @@ fn a_group_that_did_not_change_is_not_written_again() {
     assert!(kept > all / 3, "{kept} of {all} groups are those of the checkpoint before");
 }
 
+/// The first epoch of each stage that came, as the log says.
+fn begins(out: &Path) -> BTreeMap<String, u64> {
+    let records = epochs(out).lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>();
+    let named = records.iter().filter_map(|record| Some((record["epoch"].as_u64()?, record["stages"].as_object()?)));
+    named.flat_map(|(epoch, stages)| stages.keys().map(move |name| (name.clone(), epoch))).collect()
+}
+
+/// A job gets one stage and then another between its lives, of which none ends well: each reads all rows from its first epoch on, and none before.
+#[test]
+fn stages_that_come_to_a_job_begin_with_its_next_epoch() {
+    let (seed, folder, out) = (16, tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let input = generated(seed, 7_000);
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("10_seen.sql", "CREATE TABLE seen WITH (connector = 'stream'); INSERT INTO seen SELECT order_id, decision FROM order_decisions");
+    write(
+        "20_counted.sql",
+        "CREATE TABLE counted (decision TEXT, orders BIGINT) WITH (connector = 'stream');
+         INSERT INTO counted SELECT decision, count(*) FROM seen GROUP BY decision;
+         CREATE TABLE counted_stock (sku TEXT, times BIGINT) WITH (connector = 'stream');
+         INSERT INTO counted_stock SELECT sku, count(*) FROM stock_movements GROUP BY sku",
+    );
+    let often = ["--set", "replay.checkpoints=true", "--set", "checkpoint.interval=50 ms", "--set", "sinks.delta.enabled=false"];
+    let mut settings = settings(out.path(), 200);
+    let with_stages = |settings: &mut Vec<String>, files: &[&str]| {
+        let files: Vec<String> = files.iter().map(|file| folder.path().join(file).display().to_string()).collect();
+        settings[1] = format!("stages.files={}", json!(files));
+    };
+    let lives: [(&[&str], &str); 3] = [(&[], "2"), (&["10_seen.sql"], "1"), (&["10_seen.sql"], "3")];
+    for (files, workers) in lives {
+        with_stages(&mut settings, files);
+        killed_behind(input.path(), out.path(), 3, &with(&settings, &[&often[..], &["--workers", workers]].concat()));
+    }
+    // Of the second process's epochs, only the first one knows which were there before.
+    with_stages(&mut settings, &["10_seen.sql", "20_counted.sql"]);
+    let listeners = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let hosts = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect::<Vec<_>>().join(",");
+    drop(listeners);
+    let pair = ["0", "1"].map(|process| {
+        let cluster = ["--rate", "4000", "--workers", "2", "--hosts", &hosts, "--process", process];
+        replay_command(input.path(), out.path(), &with(&settings, &[&often[..], &cluster].concat())).spawn().unwrap()
+    });
+    for process in pair {
+        let output = process.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    let begins = begins(out.path());
+    let (seen_from, counted_from) = (begins["10_seen"], begins["20_counted"]);
+    assert!(1 < seen_from && seen_from < counted_from, "{begins:?}");
+    let since = |stream: &str, epoch: u64| -> Vec<Row> {
+        lines(out.path(), stream).into_iter().filter(|row| row["epoch"].as_u64().unwrap() >= epoch).collect()
+    };
+    let decided = since("order_decisions", seen_from);
+    let of_decision = |row: &Row| json!([row["epoch"], row["order_id"], row["decision"]]).to_string();
+    let in_order = |rows: &[Row]| {
+        let mut rows: Vec<String> = rows.iter().map(of_decision).collect();
+        rows.sort_unstable();
+        rows
+    };
+    assert_eq!(in_order(&lines(out.path(), "seen")), in_order(&decided), "seed {seed}, from epoch {seen_from}");
+
+    let count = |rows: Vec<Row>, key: &str| {
+        let mut counts: BTreeMap<String, i64> = BTreeMap::new();
+        rows.iter().for_each(|row| *counts.entry(row[key].to_string()).or_default() += 1);
+        counts
+    };
+    let last = |stream: &str, key: &str, value: &str| {
+        let rows = lines(out.path(), stream);
+        let rows = rows.iter().filter(|row| row["is_retract"] == false);
+        rows.map(|row| (row[key].to_string(), row[value].as_i64().unwrap())).collect::<BTreeMap<_, _>>()
+    };
+    assert_eq!(
+        last("counted", "decision", "orders"),
+        count(since("seen", counted_from), "decision"),
+        "seed {seed}, from epoch {counted_from}"
+    );
+    let of_stock = since("stock_movements", counted_from).into_iter().filter(|row| !row["sku"].is_null()).collect();
+    let found = last("counted_stock", "sku", "times");
+    let expected = count(of_stock, "sku");
+    assert!(!expected.is_empty(), "no stock moved, so nothing is tested");
+    assert_eq!(found.into_iter().filter(|(sku, _)| sku != "null").collect::<BTreeMap<_, _>>(), expected, "seed {seed}");
+}
+
 #[test]
 fn other_stages_than_at_the_beginning_are_refused() {
     let input = generated(14, 500);
@@ -376,8 +459,8 @@ fn other_stages_than_at_the_beginning_are_refused() {
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     let message = fails(&["--set", "stages.files=[]"]);
-    assert!(message.contains("stages.revenue_per_minute: text ") && message.contains("unset now"), "{message}");
-    assert!(message.contains("another job.id"), "{message}");
+    assert!(message.contains("begun with stage customer_sessions, which is not there now: put it back"), "{message}");
+    assert!(message.contains("begin anew with another epoch log"), "{message}");
     let changed = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(our_stages()).unwrap() {
         let path = entry.unwrap().path();
@@ -387,7 +470,7 @@ fn other_stages_than_at_the_beginning_are_refused() {
     let text = std::fs::read_to_string(&revenue).unwrap().replace("1 minute", "2 minutes");
     std::fs::write(&revenue, text).unwrap();
     let message = fails(&["--set", &format!("stages.files=[\"{}/*.sql\"]", changed.path().display())]);
-    assert!(message.contains("stages.revenue_per_minute: ") && !message.contains("stages.live_stock"), "{message}");
+    assert!(message.contains("stage revenue_per_minute is not what it was") && !message.contains("live_stock"), "{message}");
 }
 
 /// A ClickHouse server, unless it cannot be had here.

@@ -9,6 +9,7 @@ use orderflow_operators::watermark::WatermarkState;
 use serde::{Deserialize, Serialize};
 
 use crate::epoch_log::LogHeader;
+use crate::stages::STAGE;
 
 /// The state of `deduplicate`, whose changes are those of the windows of the fraud features, too.
 pub(crate) const ORDERS: &str = "orders";
@@ -140,6 +141,14 @@ impl Manifest {
         let mut with = Manifest { bases: self.bases.clone(), ..Manifest::nothing(self.header.clone()) };
         with.extend(Part { bases: since.bases.clone(), ..Part::default() });
         KeyKind::ALL.iter().all(|kind| with.oldest_base(kind.name()) >= lost)
+    }
+
+    /// Leaves out the state of SQL stages for which `keeps` does not hold.
+    pub fn retain_stages(&mut self, keeps: impl Fn(&str) -> bool) {
+        let stage = |operator: &str| operator.strip_prefix(STAGE).and_then(|rest| rest.split('.').next()).map(str::to_owned);
+        let is_kept = |operator: &str| stage(operator).is_none_or(|stage| keeps(&stage));
+        self.bases.retain(|operator, _| is_kept(operator));
+        self.files.retain(|_, file| is_kept(&file.operator));
     }
 
     /// Adds what was written since, and leaves out what is no longer needed.

@@ -279,6 +279,7 @@ mod tests {
             sealed_at: 7,
             ranges: [(0, (1, 2)), (1, (3, 4)), (2, (5, 6))].into(),
             splits: Default::default(),
+            stages: Default::default(),
         };
         let rows = seal_batch(&record, 3, 2, false);
         assert_eq!(u32s(&rows, 0), [0, 0, 0, 1, 1]);

@@ -40,7 +40,7 @@ use super::collect::{epoch_and_place, reservation_events_in_order};
 use super::{Shared, States};
 use crate::checkpoint::{GroupRecorder, restore_groups};
 use crate::failure::Failure;
-use crate::stages::{JobStage, JobStream};
+use crate::stages::{JobStage, JobStream, STAGE};
 
 /// Builds all stages: the rows of each stream behind the job's own. `rows_of` gives those of the job's own streams.
 pub(super) fn stages<'scope>(
@@ -59,6 +59,7 @@ pub(super) fn stages<'scope>(
     for stage in &job.stages {
         let host: Rc<dyn Host> = Rc::new(JobHost {
             stage: stage.clone(),
+            is_new: shared.stage_begins.contains_key(&stage.name),
             worker: (scope.index(), scope.peers()),
             states: shared.states.clone(),
             failure: shared.failure.clone(),
@@ -72,9 +73,12 @@ pub(super) fn stages<'scope>(
                     stage_source(scope, &job.streams[number], streams[number].clone())
                 }
             });
-            made.clone()
+            match shared.stage_begins.get(&stage.name) {
+                Some(&begins) => map(scope, "stage begins", made.clone(), move |epoch, rows| (epoch >= begins).then_some(rows)),
+                None => made.clone(),
+            }
         };
-        match orderflow_sql::dataflow::build(scope, &format!("stage.{}", stage.name), &stage.stage.graph, clock, &mut source, &host) {
+        match orderflow_sql::dataflow::build(scope, &format!("{STAGE}{}", stage.name), &stage.stage.graph, clock, &mut source, &host) {
             Ok(Outputs { sinks, rejects }) => {
                 sinks.into_iter().zip(&stage.outputs).for_each(|(rows, &number)| streams[number].push(rows));
                 rejected.push(named_rejects(scope, &stage.name, rejects));
@@ -250,6 +254,8 @@ impl Readable {
 /// A worker's part in a stage's state and lookup tables.
 struct JobHost {
     stage: JobStage,
+    /// Whether it begins behind the state.
+    is_new: bool,
     /// Which worker this is, and of how many.
     worker: (usize, usize),
     states: States,
@@ -270,7 +276,7 @@ impl Host for JobHost {
     fn start(&self, operator: &str, state: &mut dyn GroupedState) -> Result<(), DataFusionError> {
         let (worker, peers) = self.worker;
         let name = state_name(operator);
-        if let Some(loader) = &self.states.loader {
+        if let Some(loader) = self.states.loader.as_ref().filter(|_| !self.is_new) {
             restore_groups(loader, &name, worker, peers, state).map_err(DataFusionError::Execution)?;
         }
         if let Some(writers) = &self.states.writers {

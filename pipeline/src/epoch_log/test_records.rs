@@ -24,6 +24,7 @@ pub(super) fn record(epoch: u64) -> EpochRecord {
         sealed_at: 1000 + epoch as i64,
         ranges: [(0, (epoch as i64 - 1, epoch as i64))].into(),
         splits: BTreeMap::new(),
+        stages: BTreeMap::new(),
     }
 }
 

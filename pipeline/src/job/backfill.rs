@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use super::runtimes::Runtimes;
 use super::sinks::Known;
-use super::{JobError, checkpoints, last_commits, recover, settings, sinks, sinks_ahead, splits, workers};
+use super::{JobError, checkpoints, last_commits, recover, settings, sinks, sinks_ahead, splits, stages, workers};
 use crate::checkpoint::{CheckpointStore, Loader, Manifest, Resumed};
 use crate::config::Config;
 use crate::dataflow::{Shared, States};
@@ -161,8 +161,9 @@ pub fn backfill(plan: BackfillPlan) -> Result<Summary, JobError> {
     durable.send_replace(end);
     let sinks_through = sinks::through(&recovered);
     let rows_total = Some(tape.iter().map(EpochRecord::offsets).sum());
-    let known = splits::Known::new(&*recorded.source, &begun, &recorded.starts, base.as_ref(), &tape)
-        .map_err(|what| JobError::Setting(format!("the epoch log in {} cannot be played: {what}", recorded.log_home)))?;
+    let unplayable = |what: String| JobError::Setting(format!("the epoch log in {} cannot be played: {what}", recorded.log_home));
+    let known = splits::Known::new(&*recorded.source, &begun, &recorded.starts, base.as_ref(), &tape).map_err(unplayable)?;
+    let stages = stages::Known::new(&begun, base.as_ref(), &tape, &settings.stages.meaning(), false).map_err(unplayable)?;
     let (sealer, names) = known.of_the_log().sealer(Cut::Recorded, config.epoch.rows_max, tape, base.as_ref());
     let head = Head {
         sealer,
@@ -193,10 +194,11 @@ pub fn backfill(plan: BackfillPlan) -> Result<Summary, JobError> {
             metrics,
             failure: failure.clone(),
             states: States { loader, writers: None },
+            stage_begins: stages.begins,
             first_worker: 0,
         },
     };
-    let done = match workers::run(Arc::new(worker_plan), Some(head), config.job.worker_count(), &config.job.id, None, &failure) {
+    let done = match workers::run(worker_plan, Some(head), config.job.worker_count(), &config.job.id, None, &failure) {
         Ok(done) => done,
         Err(error) => {
             runtime.shutdown_background();
@@ -244,7 +246,7 @@ async fn base(
 ) -> Result<Option<Manifest>, JobError> {
     let behind = asked_for.as_ref().map_or(Epoch(0), |manifest| manifest.epoch);
     // A sink that has nothing is to begin here. One that has something must not lack what comes then.
-    if let Some(Known { label, committed }) = sinks.iter().find(|sink| sink.committed > Epoch(0) && sink.committed < behind) {
+    if let Some(Known { label, committed, .. }) = sinks.iter().find(|sink| sink.committed > Epoch(0) && sink.committed < behind) {
         return Err(JobError::Setting(format!(
             "sink {label} has committed through epoch {committed} and would lack what is behind it up to epoch {behind}: choose a checkpoint of \
              epoch {committed} or before, `start`, or an empty sink"

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::JobError;
 use super::sinks::Known;
+use super::stages::is_in;
 use crate::checkpoint::{
     CheckpointError, CheckpointStore, Coordinator, CoordinatorSettings, Loader, Manifest, RecorderSettings, Resumed, Trigger, Writers,
 };
@@ -17,6 +18,7 @@ use crate::dataflow::States;
 use crate::epoch_log::LogHeader;
 use crate::failure::Failure;
 use crate::metrics::Metrics;
+use crate::stages::Stages;
 
 /// A group is written whole again after so many checkpoints at the latest: that bounds the files of a checkpoint.
 const BASE_CHECKPOINTS_MAX: u64 = 32;
@@ -75,17 +77,25 @@ impl Checkpoints {
 
     /// The newest one from which all of `sinks` can go on: those that had committed through its epoch when it was made, and those that say now that
     /// they have. The first is more, as a sink commits nothing where its stream has no rows; the second takes in a sink that was filled otherwise.
+    /// What only stages write that come after it lacks nothing.
     pub fn resume(
         &self,
         runtime: &Runtime,
         header: &LogHeader,
         sinks: &[Known],
+        stages: &Stages,
         process: usize,
         processes: usize,
     ) -> Result<Option<Resumed>, JobError> {
-        let lacks = |sink: &Known, manifest: &Manifest| !manifest.sinks.contains(&sink.label) && sink.committed < manifest.epoch;
+        let comes_after = |sink: &Known, manifest: &Manifest| {
+            let writers = stages.writers(sink.stream.name());
+            !writers.is_empty() && writers.iter().all(|stage| !is_in(stage, manifest))
+        };
+        let lacks = |sink: &Known, manifest: &Manifest| {
+            !manifest.sinks.contains(&sink.label) && sink.committed < manifest.epoch && !comes_after(sink, manifest)
+        };
         let usable = |manifest: &Manifest| match sinks.iter().find(|sink| lacks(sink, manifest)) {
-            Some(Known { label, committed }) => {
+            Some(Known { label, committed, .. }) => {
                 Err(format!("sink {label} lacks what came before it (it has committed through epoch {committed})"))
             }
             None => Ok(()),
@@ -107,17 +117,16 @@ impl Checkpoints {
         self,
         config: &Config,
         runtime: &Runtime,
-        resumed: Option<Resumed>,
+        resumed: Option<Manifest>,
         start: Start,
         metrics: &Metrics,
         failure: &Failure,
     ) -> Result<Running, JobError> {
         let Start { process, processes, labels, header, committed, durable } = start;
-        let last = resumed.map(|resumed| resumed.manifest);
-        if let Some(manifest) = &last {
+        if let Some(manifest) = &resumed {
             tracing::info!(epoch = manifest.epoch.0, bytes = manifest.bytes(), "going on from a checkpoint");
         }
-        let loader = last.clone().map(|manifest| Loader::new(self.store.clone(), manifest, runtime.handle().clone()));
+        let loader = resumed.clone().map(|manifest| Loader::new(self.store.clone(), manifest, runtime.handle().clone()));
         if config.checkpoint.interval.as_micros() == 0 {
             return Ok(Running { states: States { loader, writers: None }, trigger: None, task: None });
         }
@@ -125,7 +134,7 @@ impl Checkpoints {
             waiting_bytes_max: config.checkpoint.buffer_bytes_max.as_usize(),
             base_checkpoints_max: BASE_CHECKPOINTS_MAX,
         };
-        let last = last.unwrap_or_else(|| Manifest::nothing(header.clone()));
+        let last = resumed.unwrap_or_else(|| Manifest::nothing(header.clone()));
         let (writers, finished) = Writers::new(runtime.handle().clone(), self.store.clone(), settings, last.epoch);
         runtime.block_on(self.store.forget_life(process))?;
         let coordinator = Coordinator {

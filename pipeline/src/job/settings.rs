@@ -15,7 +15,7 @@ use crate::dataflow::Settings;
 use crate::epoch_log::{LogHeader, LogHome, ObjectSettings, TopicSettings};
 use crate::sealer::{MARKS_MAX, SplitStart};
 use crate::source::{KafkaSettings, Source, SourceLimits};
-use crate::stages::Stages;
+use crate::stages::{MEANING, Stages};
 
 /// Least bytes between two marks of a split: an epoch of less is not worth its overhead.
 const MARK_BYTES_MIN: u64 = 64 << 10;
@@ -155,7 +155,7 @@ fn meaning(config: &Config, settings: &Settings) -> BTreeMap<String, String> {
     for rule in &limits.rules {
         meaning.insert(format!("validate.rules.{}", rule.name), rule.sql.clone());
     }
-    meaning.extend(settings.stages.meaning());
+    meaning.extend(settings.stages.meaning().into_iter().map(|(stage, of)| (format!("{MEANING}{stage}"), of)));
     // The model's weights are its meaning, not its file's name.
     if let Ok(model) = config.fraud.model_text() {
         let sum = crc32fast::hash(model.as_bytes());

@@ -141,7 +141,10 @@ pub(super) fn through(recovered: &[(Driver, Recovered)]) -> Epoch {
 
 /// What each of them is known by, and what it has committed.
 pub(super) fn known(recovered: &[(Driver, Recovered)]) -> Vec<Known> {
-    recovered.iter().map(|(driver, known)| Known { label: driver.label.clone(), committed: known.committed }).collect()
+    recovered
+        .iter()
+        .map(|(driver, known)| Known { label: driver.label.clone(), stream: driver.stream.clone(), committed: known.committed })
+        .collect()
 }
 
 /// A sink of a stream, by what its own store says.
@@ -149,6 +152,8 @@ pub(super) fn known(recovered: &[(Driver, Recovered)]) -> Vec<Known> {
 pub(super) struct Known {
     /// Which sink, which stream, and where.
     pub label: String,
+    /// The stream.
+    pub stream: OutputStream,
     /// Everything through this epoch is in it.
     pub committed: Epoch,
 }

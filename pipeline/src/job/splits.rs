@@ -132,7 +132,7 @@ mod tests {
 
     fn record(epoch: u64, splits: &[(u32, &str, i64)]) -> EpochRecord {
         let splits = splits.iter().map(|&(number, name, start)| (number, AddedSplit { name: name.into(), start })).collect();
-        EpochRecord { epoch: Epoch(epoch), sealed_at: 0, ranges: BTreeMap::new(), splits }
+        EpochRecord { epoch: Epoch(epoch), sealed_at: 0, ranges: BTreeMap::new(), splits, stages: BTreeMap::new() }
     }
 
     /// Names and starts by number, then what is new.

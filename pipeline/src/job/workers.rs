@@ -1,14 +1,16 @@
 //! The workers' threads: connected to those of other processes, started, and waited for.
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use orderflow_operators::dataflow::worker_config;
+use orderflow_operators::epoch::Epoch;
 
 use super::{JobError, LEAVE, POLL};
 use crate::failure::Failure;
-use crate::job_plan::{Cluster, Stop};
+use crate::job_plan::Cluster;
 use crate::meeting::{Hello, meet};
 use crate::panics::ConnectionWatch;
 use crate::worker::{Head, HeadSummary, WorkerPlan};
@@ -19,28 +21,38 @@ const MEET: Duration = Duration::from_secs(60);
 /// What timely's workers are made of, and what lives as long as they do.
 type Workers = (Vec<timely::communication::AllocatorBuilder>, Box<dyn std::any::Any + Send>);
 
-/// Workers that are connected to those of the job's other processes.
-fn connected(cluster: &Cluster, job: &str, workers: usize, stop: &Stop, failure: &Failure) -> Result<Workers, JobError> {
+/// Workers that are connected to those of the job's other processes, and what process 0 says of where stages begin.
+fn connected(
+    cluster: &Cluster,
+    job: &str,
+    workers: usize,
+    plan: &WorkerPlan,
+    failure: &Failure,
+) -> Result<(Workers, BTreeMap<String, Epoch>), JobError> {
     use timely::communication::allocator::ProcessBuilder;
     use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
     let Cluster { hosts, process } = cluster;
     let release = env!("CARGO_PKG_VERSION").to_owned();
-    let hello = Hello { job: job.to_owned(), release, hosts: hosts.clone(), workers, process: *process };
-    let is_over = || stop.requested() || failure.is_set();
-    let sockets = meet(cluster, &hello, MEET, &is_over).map_err(|error| match failure.message() {
+    let (stages, stage_begins) = (plan.shared.settings.stages.meaning(), plan.shared.stage_begins.clone());
+    let hello = Hello { job: job.to_owned(), release, hosts: hosts.clone(), workers, process: *process, stages, stage_begins };
+    let is_over = || plan.stop.requested() || failure.is_set();
+    let met = meet(cluster, &hello, MEET, &is_over).map_err(|error| match failure.message() {
         Some(message) => JobError::of(failure, message),
         None => JobError::Start(error.to_string()),
     })?;
+    let stage_begins = met[0].as_ref().map_or(hello.stage_begins, |(_, first)| first.stage_begins.clone());
+    let sockets = met.into_iter().map(|met| met.map(|(stream, _)| stream)).collect();
     let hooks = timely::communication::Hooks::default();
     let threads = ProcessBuilder::new_typed_vector(workers, hooks.refill.clone(), hooks.spill.clone());
     let (builders, guard) = initialize_networking_from_sockets(threads, sockets, *process, workers, hooks)
         .map_err(|error| JobError::Start(error.to_string()))?;
-    Ok((builders.into_iter().map(timely::communication::AllocatorBuilder::Tcp).collect(), Box::new(guard)))
+    let builders = builders.into_iter().map(timely::communication::AllocatorBuilder::Tcp).collect();
+    Ok(((builders, Box::new(guard)), stage_begins))
 }
 
 /// Runs the workers in threads of their own, so that one that hangs after a failure cannot keep the job from ending.
 pub(super) fn run(
-    plan: Arc<WorkerPlan>,
+    mut plan: WorkerPlan,
     head: Option<Head>,
     workers: usize,
     job: &str,
@@ -49,7 +61,11 @@ pub(super) fn run(
 ) -> Result<Option<HeadSummary>, JobError> {
     let _watch = cluster.is_some().then(|| ConnectionWatch::start(failure));
     let (builders, guard) = match cluster {
-        Some(cluster) => connected(&cluster, job, workers, &plan.stop, failure)?,
+        Some(cluster) => {
+            let (workers, stage_begins) = connected(&cluster, job, workers, &plan, failure)?;
+            plan.shared.stage_begins = stage_begins;
+            workers
+        }
         None if workers == 1 => timely::CommunicationConfig::Thread.try_build().map_err(JobError::Start)?,
         None => timely::CommunicationConfig::Process(workers).try_build().map_err(JobError::Start)?,
     };

@@ -192,5 +192,5 @@ fn the_meaning_of_a_stage() {
     let meaning = |text: &str| load(&[("big.sql", text)], &["big.sql"]).unwrap_or_else(|error| panic!("{error}")).meaning();
     assert_eq!(meaning(BIG), meaning(BIG));
     assert_ne!(meaning(BIG), meaning(&BIG.replace("100000", "100001")));
-    assert_eq!(meaning(BIG).keys().collect::<Vec<_>>(), ["stages.big"]);
+    assert_eq!(meaning(BIG).keys().collect::<Vec<_>>(), ["big"]);
 }

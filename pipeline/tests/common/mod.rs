@@ -93,7 +93,7 @@ async fn table(folder: &Path) -> Vec<Row> {
     files.retain(|rows| !rows.is_empty());
     // A file has a run of epochs; one that an epoch was cut over goes on where the other ended.
     files.sort_by_key(|rows| {
-        let number = |name: &str| rows[0][name].as_i64().unwrap_or(i64::MAX);
+        let number = |name: &str| rows[0].get(name).and_then(Value::as_i64).unwrap_or(i64::MAX);
         (number("epoch"), number("split"), number("offset"))
     });
     files.into_iter().flatten().collect()

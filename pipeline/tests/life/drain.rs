@@ -5,11 +5,12 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use orderflow::source::{KafkaSettings, write_topics};
-use orderflow_fixtures::reference::{ReferenceSettings, STREAMS};
+use orderflow_fixtures::reference::{ReferenceSettings, Row, STREAMS};
 use orderflow_operators::decoder::Topic;
 use rdkafka::mocking::MockCluster;
+use serde_json::Value;
 
-use crate::common::{assert_equal, epochs, expected, tables};
+use crate::common::{assert_equal, delta_table, epochs, expected, tables};
 use crate::{LONG, ended, eventually, generated, log_bytes, signal};
 
 /// A fixture's files, each to be a partition.
@@ -30,6 +31,15 @@ impl Files {
             (topic, *partition - 1, bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect())
         });
         Files(files.collect())
+    }
+
+    /// Brokers that have the topics, with nothing in them.
+    fn topics(&self) -> MockCluster<'static, rdkafka::producer::DefaultProducerContext> {
+        let cluster = MockCluster::new(1).unwrap();
+        for (name, topic) in [("inventory", Topic::Inventory), ("orders", Topic::Orders)] {
+            cluster.create_topic(name, self.partitions(topic), 1).unwrap();
+        }
+        cluster
     }
 
     fn partitions(&self, of: Topic) -> i32 {
@@ -73,7 +83,11 @@ fn run(brokers: &str, out: &Path, more: &[&str]) -> Command {
 
 /// Runs to the end of a drain; gives what it said.
 fn drained(brokers: &str, out: &Path, workers: &str) -> String {
-    let (status, log) = ended(run(brokers, out, &["--drain", "--workers", workers]).spawn().unwrap());
+    drained_with(brokers, out, &["--workers", workers])
+}
+
+fn drained_with(brokers: &str, out: &Path, more: &[&str]) -> String {
+    let (status, log) = ended(run(brokers, out, &[&["--drain"], more].concat()).spawn().unwrap());
     assert_eq!(status, Some(0), "{log}");
     log
 }
@@ -88,10 +102,7 @@ fn rows_in(out: &Path) -> u64 {
 fn a_live_job_is_drained_stopped_and_started_with_other_workers() {
     let input = generated(21, 4_000);
     let files = Files::read(input.path());
-    let cluster = MockCluster::new(1).unwrap();
-    for (name, topic) in [("inventory", Topic::Inventory), ("orders", Topic::Orders)] {
-        cluster.create_topic(name, files.partitions(topic), 1).unwrap();
-    }
+    let cluster = files.topics();
     let brokers = cluster.bootstrap_servers();
     let out = tempfile::tempdir().unwrap();
 
@@ -139,4 +150,56 @@ fn a_live_job_is_drained_stopped_and_started_with_other_workers() {
     drained(&brokers, out.path(), "2");
     assert_eq!(epochs(out.path()), before);
     assert!(STREAMS.iter().all(|stream| !expected[*stream].is_empty()), "every stream has rows");
+}
+
+/// A stage is in the job for some of its lives: it has the rows of their epochs, and those alone.
+#[test]
+fn a_stage_comes_to_a_live_job_and_is_taken_away() {
+    let input = generated(22, 2_000);
+    let files = Files::read(input.path());
+    let cluster = files.topics();
+    let brokers = cluster.bootstrap_servers();
+    let (out, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let stage = |name: &str| {
+        let path = folder.path().join(name);
+        let text = "CREATE TABLE seen WITH (connector = 'stream'); INSERT INTO seen SELECT order_id, decision FROM order_decisions";
+        std::fs::write(&path, text).unwrap();
+        format!("stages.files=[{path:?}]")
+    };
+    let (first, second) = (stage("first.sql"), stage("second.sql"));
+    let none = "stages.files=[]".to_owned();
+    for (percent, stages) in [(0..30, &none), (30..50, &first), (50..60, &first), (60..80, &none), (80..100, &second)] {
+        if percent.start == 80 {
+            let (status, log) = ended(run(&brokers, out.path(), &["--drain", "--set", &first]).spawn().unwrap());
+            assert_eq!(status, Some(2), "{log}");
+            assert!(log.contains("stage first was taken away from this job before, and cannot come again"), "{log}");
+        }
+        files.write(&brokers, percent);
+        let log = drained_with(&brokers, out.path(), &["--workers", "2", "--set", stages]);
+        assert!(!log.contains("passed over"), "{log}");
+    }
+
+    let records: Vec<Value> = epochs(out.path()).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let named: Vec<(u64, String)> = records
+        .iter()
+        .flat_map(|record| {
+            let stages = record["stages"].as_object().into_iter().flatten();
+            stages.map(|(name, meaning)| {
+                (record["epoch"].as_u64().unwrap(), format!("{name} {}", if meaning.is_null() { "goes" } else { "comes" }))
+            })
+        })
+        .collect();
+    let [(comes, _), (goes, _), (second, _)] = &named[..] else { panic!("{named:?}") };
+    assert_eq!(named.iter().map(|(_, what)| what.as_str()).collect::<Vec<_>>(), ["first comes", "first goes", "second comes"]);
+    let row = |row: &Row| Value::from(vec![row["epoch"].clone(), row["order_id"].clone(), row["decision"].clone()]).to_string();
+    let mut expected: Vec<String> = delta_table(out.path(), "order_decisions")
+        .iter()
+        .filter(|row| row["epoch"].as_u64().is_some_and(|epoch| (comes..goes).contains(&&epoch) || epoch >= *second))
+        .map(row)
+        .collect();
+    let mut found: Vec<String> = delta_table(out.path(), "seen").iter().map(row).collect();
+    expected.sort_unstable();
+    found.sort_unstable();
+    assert!(!expected.is_empty(), "nothing was decided, so nothing is tested");
+    assert_eq!(found, expected);
 }
