@@ -7,8 +7,8 @@ use orderflow_fixtures::clickhouse_server::ClickHouseServer;
 use orderflow_fixtures::reference::Row;
 use serde_json::Value;
 
-use super::broker;
-use super::common::Tables;
+use super::common::{Tables, delta_table};
+use super::{broker, stage};
 
 /// Columns that are times.
 const TIMES: [&str; 2] = ["event_time", "sealed_at"];
@@ -50,8 +50,8 @@ fn in_order(rows: &mut [Row]) {
     rows.sort_by_cached_key(|row| {
         let number = |name: &str| row.get(name).and_then(Value::as_i64).unwrap_or(i64::MAX);
         let text = |name: &str| row.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let units = ["quantity", "on_hand", "reserved"].map(number);
-        (["epoch", "split", "offset"].map(number), ["order_id", "sku", "kind"].map(text), units)
+        let units = ["quantity", "on_hand", "reserved", "orders"].map(number);
+        (["epoch", "split", "offset"].map(number), ["order_id", "sku", "kind", "decision"].map(text), units)
     });
 }
 
@@ -70,12 +70,27 @@ fn rows_of_lines(text: &str) -> Vec<Row> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Files of lines, in the order in which they were written.
+/// Tables of streams besides the job's own.
+#[track_caller]
+pub fn delta(out: &Path, streams: &[&str], expected: &Tables, what: &str) {
+    for &stream in streams {
+        let (mut found, mut rows) = (delta_table(out, stream), expected[stream].clone());
+        in_order(&mut found);
+        in_order(&mut rows);
+        assert_rows(&found, &rows, &format!("{what} {stream}"));
+    }
+}
+
+/// Files of lines: those of the job's own streams in the order in which they were written.
 #[track_caller]
 pub fn jsonl(folder: &Path, expected: &Tables, what: &str) {
     for (stream, rows) in expected {
-        let found = rows_of_lines(&std::fs::read_to_string(folder.join(format!("{stream}.jsonl"))).unwrap());
-        let rows: Vec<Row> = rows.iter().map(|row| shown(row, as_text)).collect();
+        let mut found = rows_of_lines(&std::fs::read_to_string(folder.join(format!("{stream}.jsonl"))).unwrap());
+        let mut rows: Vec<Row> = rows.iter().map(|row| shown(row, as_text)).collect();
+        if stage::STREAMS.contains(&stream.as_str()) {
+            in_order(&mut found);
+            in_order(&mut rows);
+        }
         assert_rows(&found, &rows, &format!("{what} {stream}"));
     }
 }

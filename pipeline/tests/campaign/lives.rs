@@ -21,6 +21,7 @@ use super::common::Tables;
 use super::compare;
 use super::plan::{Kill, Settings, Way};
 use super::servers::Servers;
+use super::stage;
 
 /// Longest life.
 const LONG: Duration = Duration::from_secs(120);
@@ -45,6 +46,7 @@ pub struct Job<'a> {
     name: String,
     input: PathBuf,
     out: PathBuf,
+    stage: PathBuf,
     splits: Vec<Split>,
     lives: usize,
     whole: bool,
@@ -72,7 +74,8 @@ impl<'a> Job<'a> {
         write_folder(&generate, Compression::Plain, &input, |_| ()).unwrap();
         let splits = reference::read_folder(&input).unwrap();
         let random = ChaCha8Rng::seed_from_u64(random.random());
-        let job = Job { servers, settings, name, input, out, splits, lives: 0, whole: false, kept: false, random };
+        let stage = stage::write(&folder);
+        let job = Job { servers, settings, name, input, out, stage, splits, lives: 0, whole: false, kept: false, random };
         if job.settings.way.is_live() {
             job.produce();
         }
@@ -136,6 +139,7 @@ impl<'a> Job<'a> {
             format!("sinks.delta.commit_interval={delta_ms} ms"),
             format!("sinks.delta.optimize_commits={optimize_commits}"),
             format!("sinks.delta.vacuum_retention={}", if vacuums { "1 ms" } else { "1 h" }),
+            format!("stages.files=[{:?}]", self.stage),
         ];
         if let (Way::Replay, Some(server)) = (way, &self.servers.clickhouse) {
             set.extend([
@@ -324,6 +328,8 @@ impl<'a> Job<'a> {
             }
         }
         super::common::assert_equal(&super::common::tables(&self.out), &expected, &format!("{what}: delta"));
+        expected.extend(stage::expected(&expected["order_decisions"]));
+        compare::delta(&self.out, &stage::STREAMS, &expected, &format!("{what}: delta"));
         if self.settings.way.is_live() {
             let broker = self.servers.kafka.as_ref().expect("a live job has brokers");
             compare::kafka(&broker.address(), &format!("{}.", self.name), &expected, &format!("{what}: kafka"));

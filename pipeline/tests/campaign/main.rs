@@ -20,6 +20,7 @@ mod compare;
 mod lives;
 mod plan;
 mod servers;
+mod stage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
