@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::runtimes::Runtimes;
-use crate::checkpoint::{CheckpointError, CheckpointStore};
+use crate::checkpoint::{CheckpointError, CheckpointStore, Manifest};
 use crate::config::{Config, Interval, ReplayClock};
 use crate::dataflow::Shared;
 use crate::epoch_log::{self, EpochLogError, EpochRecord, LogHeader, LogHome, LogWriter, OpenLog};
@@ -259,7 +259,8 @@ impl Job {
         let runtime = Runtimes::start(config.job.worker_count())?;
 
         // Process 0 keeps the log, and with it the right to run. What lies before the newest checkpoint is hardly ever needed.
-        let newest = if process == 0 { checkpoints.newest(&runtime, &header)? } else { Epoch(0) };
+        let newest_manifest = if process == 0 { checkpoints.newest(&runtime, &header)? } else { None };
+        let newest = newest_manifest.as_ref().map_or(Epoch(0), |manifest| manifest.epoch);
         let opened = if process == 0 { Some(open_log(&self.log_home, &header, newest, checkpoints.url())?) } else { None };
         let begun = opened.as_ref().map(|(log, ..)| log.header().clone());
         // The guard is held until the last commit: a second job must not begin while this one's sinks are at work.
@@ -267,6 +268,16 @@ impl Job {
             Some((log, tape, guard)) => (Some(log), tape, Some(guard)),
             None => (None, Vec::new(), None),
         };
+        let meaning = settings.stages.meaning();
+        let stages_behind = |manifest: Option<&Manifest>, tape: &[EpochRecord]| match &begun {
+            Some(begun) => {
+                stages::Known::new(begun, manifest, tape, &meaning, self.cut != Cut::Replay).map_err(|what| self.different(what))
+            }
+            // Process 0 tells the others where stages begin.
+            None => Ok(stages::Known::default()),
+        };
+        // Before anything is made in a sink.
+        stages_behind(newest_manifest.as_ref(), &tape)?;
         let replayed = tape.last().map_or(newest, |r| r.epoch);
         let (durable, durable_seen) = watch::channel(replayed);
 
@@ -296,13 +307,7 @@ impl Job {
         if process == 0 && behind < newest {
             tape = epoch_log::read_after(&self.log_home, behind)?;
         }
-        // Process 0 tells the others where stages begin.
-        let meaning = settings.stages.meaning();
-        let stages = match &begun {
-            Some(begun) => stages::Known::new(begun, resumed.as_ref(), &tape, &meaning, self.cut != Cut::Replay)
-                .map_err(|what| self.different(what))?,
-            None => stages::Known::default(),
-        };
+        let stages = stages_behind(resumed.as_ref(), &tape)?;
         let of_checkpoints = stages.in_header(&header);
         if let Some(manifest) = &mut resumed {
             manifest.retain_stages(|stage| meaning.contains_key(stage) && !stages.begins.contains_key(stage));

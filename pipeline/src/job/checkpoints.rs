@@ -69,10 +69,9 @@ impl Checkpoints {
         self.store.url()
     }
 
-    /// The epoch of the newest one, whole or not; 0 if there is none.
-    pub fn newest(&self, runtime: &Runtime, header: &LogHeader) -> Result<Epoch, JobError> {
-        let newest = runtime.block_on(Resumed::newest_manifest(&self.store, header))?;
-        Ok(newest.map_or(Epoch(0), |manifest| manifest.epoch))
+    /// The newest one, whole or not.
+    pub fn newest(&self, runtime: &Runtime, header: &LogHeader) -> Result<Option<Manifest>, JobError> {
+        Ok(runtime.block_on(Resumed::newest_manifest(&self.store, header))?)
     }
 
     /// The newest one from which all of `sinks` can go on: those that had committed through its epoch when it was made, and those that say now that

@@ -55,7 +55,7 @@ impl Known {
         let last = tape.last().map_or(behind, |record| record.epoch.max(behind));
         for record in tape.iter().filter(|record| record.epoch > behind) {
             for (name, meaning) in &record.stages {
-                let begins = if meaning.is_some() { Some(record.epoch) } else { None };
+                let begins = meaning.as_ref().map(|_| record.epoch);
                 told.insert(name, Told { begins, meaning: meaning.clone() });
             }
         }
