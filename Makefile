@@ -15,7 +15,7 @@ help:
 	@echo 'make demo    build, generate $(ORDERS) orders with a flash sale, run them through the whole job, print the reports'
 	@echo 'make test    run every test'
 	@echo 'make campaign  kill the job over $(RUNS) runs, at each fault point and at any time, and compare every sink; SEED=$(SEED)'
-	@echo 'make fuzz    try to bring down readers: TARGET=$(TARGET) for $(FUZZ_SECONDS) s; needs cargo-fuzz and a nightly toolchain'
+	@echo 'make fuzz    try to bring down readers: TARGET=$(TARGET) for $(FUZZ_SECONDS) s; needs cargo-fuzz'
 	@echo 'make bench   run every bench (an idle machine gives steadier figures)'
 	@echo 'make lint    check format, lints and documentation'
 	@echo 'make setup   install what the build needs, or name it'
@@ -36,11 +36,14 @@ test: setup
 campaign: setup
 	CAMPAIGN_RUNS=$(RUNS) ORDERFLOW_TEST_SEED=$(SEED) $(CARGO) test --workspace --test campaign -- --ignored --exact campaign --nocapture
 
-# Targets: operators/fuzz (decoder), sql/fuzz (plan), pipeline/fuzz (settings, manifest, epoch_log). The first build takes long: all is built with coverage.
-FUZZ_DIR = $(if $(filter decoder,$(TARGET)),operators/fuzz,$(if $(filter plan,$(TARGET)),sql/fuzz,pipeline/fuzz))
+# Targets: operators/fuzz (decoder), pipeline/fuzz (settings, manifest, epoch_log, plan). The first build takes long: all is built with coverage.
+FUZZ_DIR = $(if $(filter decoder,$(TARGET)),operators/fuzz,pipeline/fuzz)
+FUZZ_SEEDS = $(if $(filter plan,$(TARGET)),../../sql/stages ../../sql/tests/stages ../../sql/tests/nexmark,$(if $(wildcard $(FUZZ_DIR)/seeds/$(TARGET)),seeds/$(TARGET)))
 fuzz: setup
-	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo 'cargo-fuzz is missing: cargo install cargo-fuzz; rustup toolchain install nightly'; exit 1; }
-	cd $(FUZZ_DIR) && $(CARGO) +nightly fuzz run $(TARGET) -- -max_total_time=$(FUZZ_SECONDS) $(if $(wildcard $(FUZZ_DIR)/$(TARGET).dict),-dict=$(TARGET).dict)
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo 'cargo-fuzz is missing: cargo install cargo-fuzz'; exit 1; }
+	mkdir -p $(FUZZ_DIR)/corpus/$(TARGET)
+	cd $(FUZZ_DIR) && $(CARGO) fuzz run --sanitizer none $(TARGET) corpus/$(TARGET) $(FUZZ_SEEDS) -- \
+	  -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -timeout=20 $(if $(wildcard $(FUZZ_DIR)/$(TARGET).dict),-dict=$(TARGET).dict)
 
 bench: setup
 	$(CARGO) bench --workspace

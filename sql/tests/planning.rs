@@ -1,5 +1,8 @@
 //! Planning: our own stages, and bad SQL of every kind, which gives a message and never a panic.
 
+#[path = "../../pipeline/fuzz/fuzz_targets/property.rs"]
+mod property;
+
 use std::path::{Path, PathBuf};
 
 use orderflow_operators::features::WindowSet;
@@ -29,6 +32,14 @@ fn our_stages_can_be_planned() {
         let stage = Stage::plan(&text, &streams()).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert!(stage.named_streams().count() > 0, "{}", path.display());
         assert!(stage.graph.to_dot().starts_with("digraph"));
+    }
+}
+
+/// What the fuzzer tries with any text holds for all that are here, which it begins with.
+#[test]
+fn the_fuzzers_property_holds_for_what_it_begins_with() {
+    for (_, text) in ["stages", "tests/stages", "tests/nexmark"].into_iter().flat_map(stages_in) {
+        property::check(&text);
     }
 }
 

@@ -17,7 +17,7 @@ static STREAMS: LazyLock<Vec<NamedStream>> = LazyLock::new(|| {
         Field::new("event_time", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), false),
     ];
     let schema = Arc::new(Schema::new(columns));
-    ["order_lines", "order_decisions"].map(|name| NamedStream { name: name.to_owned(), schema: schema.clone() }).to_vec()
+    ["order_lines", "order_decisions"].map(|name| NamedStream { name: name.to_owned(), schema: schema.clone(), updating: false }).to_vec()
 });
 
 /// Panics where it does not hold.
