@@ -31,7 +31,7 @@ use crate::metrics::cpu_seconds;
 use crate::sealer::{Cut, SplitStart};
 use crate::sink_driver::Driver;
 use crate::sink_hub::SinkHub;
-use crate::source::{FileSource, KafkaSource, Source, SourceError, Split};
+use crate::source::{FileSource, KafkaSettings, KafkaSource, Source, SourceError, Split};
 use crate::status::Phase;
 use crate::worker::{Head, HeadSummary, WorkerPlan};
 
@@ -191,6 +191,11 @@ pub fn run(plan: RunPlan) -> Result<Summary, JobError> {
         config,
     };
     job.execute()
+}
+
+/// The brokers that a job with these settings reads from.
+pub fn kafka_settings(config: &Config) -> KafkaSettings {
+    settings::kafka(config)
 }
 
 /// Where a live job with these settings keeps its epoch log.

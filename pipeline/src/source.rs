@@ -18,6 +18,7 @@ mod files;
 mod kafka;
 mod lines;
 mod produce;
+mod topic_lines;
 
 use std::io;
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ pub use chunk::{Message, Messages};
 pub use files::FileSource;
 pub use kafka::{KafkaSettings, KafkaSource};
 pub use produce::{TopicWriter, Written, write_topics};
+pub use topic_lines::{TopicLines, copy_topic};
 
 pub(crate) use kafka::{BROKERS_WAIT, Context, Deadline, client_config, refused_settings};
 pub(crate) use produce::{block_on, create_topic};
@@ -327,6 +329,16 @@ pub enum SourceError {
         split: String,
         /// What librdkafka or the broker says.
         reason: String,
+    },
+    /// The copy of a topic cannot be written.
+    #[error("topic `{topic}` cannot be copied to {}: {source}", path.display())]
+    NotCopied {
+        /// The topic.
+        topic: String,
+        /// A file of the copy.
+        path: PathBuf,
+        /// What the operating system says.
+        source: Arc<io::Error>,
     },
     /// A topic could not be created.
     #[error("topic `{topic}` cannot be created: {reason}")]

@@ -8,6 +8,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,9 @@ use orderflow_fixtures::hostile;
 use orderflow_fixtures::reference::{self, BASELINE, EpochRecord, Model, ReferenceSettings, Row, Streams, Walk};
 use orderflow_sql::run::{RunSettings, render, run};
 use orderflow_sql::stage::Stage;
+use rdkafka::Message;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
 
 /// Our stages but `live_stock`, which reads two streams; what its windows' ends are.
@@ -518,4 +522,77 @@ fn times_as_text(mut row: Row) -> Row {
         }
     }
     row
+}
+
+/// All messages of a topic.
+fn messages(brokers: &str, topic: &str) -> Vec<Row> {
+    let mut config = rdkafka::ClientConfig::new();
+    for (name, value) in [("bootstrap.servers", brokers), ("group.id", "test"), ("enable.partition.eof", "true")] {
+        config.set(name, value);
+    }
+    let consumer: BaseConsumer = config.create().unwrap();
+    let mut assigned = rdkafka::TopicPartitionList::new();
+    assigned.add_partition_offset(topic, 0, rdkafka::Offset::Beginning).unwrap();
+    consumer.assign(&assigned).unwrap();
+    let (mut rows, started) = (Vec::new(), Instant::now());
+    loop {
+        assert!(started.elapsed() < Duration::from_secs(60), "{topic} is not read to its end: {rows:?}");
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) => rows.push(serde_json::from_slice(message.payload().unwrap()).unwrap()),
+            Some(Err(rdkafka::error::KafkaError::PartitionEOF(_))) => return rows,
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_stage_by_itself_reads_and_writes_topics() {
+    let cluster = rdkafka::mocking::MockCluster::new(1).unwrap();
+    // These brokers make no topics when they are asked by their protocol.
+    for (topic, partitions) in [("payments", 3), ("sums_1", 1), ("sums_3", 1)] {
+        cluster.create_topic(topic, partitions, 1).unwrap();
+    }
+    let brokers = cluster.bootstrap_servers();
+    let producer: BaseProducer = rdkafka::ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
+    let mut expected: BTreeMap<String, i64> = BTreeMap::new();
+    for number in 0..600_i64 {
+        let minute = format!("2026-01-05T10:{:02}:00Z", number / 60);
+        // Over several lines, as people may write it.
+        let text = format!("{{\n \"at\": \"2026-01-05T10:{:02}:{:02}Z\",\r\n \"amount\": {number}}}", number / 60, number % 60);
+        producer.send(BaseRecord::<str, str>::to("payments").partition((number % 3) as i32).payload(&text)).unwrap();
+        *expected.entry(minute).or_default() += number;
+    }
+    producer.send(BaseRecord::<str, str>::to("payments").partition(0).payload("nonsense")).unwrap();
+    producer.flush(Duration::from_secs(30)).unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    let run = |sink: &str, options: &str, workers: &str| {
+        let text = format!(
+            "CREATE TABLE payments (at TIMESTAMP, amount BIGINT, WATERMARK FOR at) WITH (connector = 'kafka', topic = 'payments', format = 'json', type = 'source');
+             CREATE TABLE sums (minute TIMESTAMP, amount BIGINT) WITH (connector = 'kafka', bootstrap_servers = '{brokers}', topic = '{sink}', type = 'sink'{options});
+             INSERT INTO sums SELECT window.start, amount FROM (
+               SELECT tumble(INTERVAL '1 minute') AS window, sum(amount) AS amount FROM payments GROUP BY window)"
+        );
+        let path = folder.path().join("sums.sql");
+        std::fs::write(&path, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_orderflow"));
+        command.args(["sql", "run"]).arg(path).args(["--workers", workers, "--set", &format!("source.kafka.brokers={brokers}")]);
+        let output = command.output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for workers in ["1", "3"] {
+        let sink = format!("sums_{workers}");
+        let (whole, said) = run(&sink, ", format = 'json'", workers);
+        assert!(whole, "{said}");
+        assert!(said.contains("601 messages of topic payments") && said.contains("1 messages could not be read"), "{said}");
+        let found = messages(&brokers, &sink);
+        let sums: BTreeMap<String, i64> = found
+            .iter()
+            .map(|row| (format!("{}Z", row["minute"].as_str().unwrap().trim_end_matches('Z')), row["amount"].as_i64().unwrap()))
+            .collect();
+        assert_eq!(sums, expected, "{workers} workers");
+        assert_eq!(found.len(), expected.len(), "each once");
+    }
+    let (whole, said) = run("sums_parquet", ", format = 'parquet'", "1");
+    assert!(!whole && said.contains("not of 'parquet'"), "{said}");
 }

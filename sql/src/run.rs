@@ -153,7 +153,9 @@ pub fn run(stage: &Stage, settings: RunSettings, sink: SinkFn) -> Result<Summary
     for input in &stage.inputs {
         if !matches!(input.table.connector, Connector::SingleFile | Connector::Filesystem) {
             let (name, connector) = (&input.table.name, input.table.connector.name());
-            return Err(RunError::new(format!("table `{name}`: a stage by itself reads files; connector '{connector}' is for the job")));
+            return Err(RunError::new(format!(
+                "table `{name}`: a stage by itself reads files and topics; connector '{connector}' is for the job"
+            )));
         }
         let input = Arc::new(input.clone());
         let paths = files(&input.table, &settings.base)?;

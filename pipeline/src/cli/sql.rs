@@ -7,12 +7,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow::array::RecordBatch;
 use clap::{Args, Subcommand, ValueEnum};
 use orderflow::config::Config;
+use orderflow::job::kafka_settings;
+use orderflow::source::{KafkaSettings, TopicLines, copy_topic};
 use orderflow_operators::epoch::EpochInfo;
 use orderflow_operators::features::WindowSet;
 use orderflow_operators::streams::Stream;
 use orderflow_sql::golden::test_folder;
 use orderflow_sql::graph::SinkEdge;
 use orderflow_sql::run::{FileSinks, RunSettings, Summary, run};
+use orderflow_sql::stage::catalog::{Connector, Format, Table};
 use orderflow_sql::stage::{NamedStream, Stage};
 use orderflow_sql::udf::{self, Builder, Definition, Udfs};
 
@@ -50,7 +53,7 @@ pub(super) enum SqlCommand {
         #[command(flatten)]
         settings: SettingsArgs,
     },
-    /// Run a stage by itself, on files
+    /// Run a stage by itself, on files, or on what topics hold now
     #[command(after_help = "Example:\n  orderflow sql run pipeline.sql --workers 4")]
     Run(RunStageArgs),
     /// Test the stages of a folder against its golden files
@@ -112,7 +115,7 @@ impl UdfArgs {
 
 #[derive(Args)]
 pub(super) struct RunStageArgs {
-    /// The stage; it reads tables of connector single_file and filesystem
+    /// The stage; it reads tables of connector single_file, filesystem and kafka
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Folder that paths in the stage are relative to; without it, the current one
@@ -126,6 +129,9 @@ pub(super) struct RunStageArgs {
     epoch_rows: u64,
     #[command(flatten)]
     udfs: UdfArgs,
+    /// Of these, tables of topics take source.kafka
+    #[command(flatten)]
+    settings: SettingsArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -201,9 +207,20 @@ fn check(files: &[PathBuf], udfs: &UdfArgs, streams: &[NamedStream]) -> Result<(
 }
 
 fn run_stage(args: RunStageArgs) -> Result<(), CliError> {
-    let stage = plan(&args.file, &args.udfs, &[])?;
+    let mut stage = plan(&args.file, &args.udfs, &[])?;
     let base = args.base.unwrap_or_else(|| PathBuf::from("."));
-    let sinks = Arc::new(Mutex::new(FileSinks::create(&stage, &base).map_err(CliError::failed)?));
+    let config = args.settings.load([])?;
+    let sinks = FileSinks::create(&stage, &base, |table| match table.connector {
+        Connector::Kafka => {
+            let (settings, topic) = topic_of(table, &config)?;
+            let lines = TopicLines::connect(&settings, topic).map_err(|e| e.to_string())?;
+            Ok(Some(Box::new(lines) as Box<dyn Write + Send>))
+        }
+        _ => Ok(None),
+    });
+    let sinks = Arc::new(Mutex::new(sinks.map_err(CliError::failed)?));
+    // Gone when the run is over.
+    let _copies = copy_topics(&mut stage, &config)?;
     let to = sinks.clone();
     let settings = RunSettings { base, workers: usize::from(args.workers), epoch_rows: args.epoch_rows, stop_after: None, resume: None };
     let write = move |number: usize, edge: &SinkEdge, _: &EpochInfo, rows: RecordBatch| {
@@ -212,6 +229,39 @@ fn run_stage(args: RunStageArgs) -> Result<(), CliError> {
     let summary = run(&stage, settings, Box::new(write)).map_err(CliError::failed)?;
     sinks.lock().unwrap_or_else(PoisonError::into_inner).finish().map_err(CliError::failed)?;
     report(&stage, &summary)
+}
+
+/// Where a table's topic is, and its name.
+fn topic_of<'a>(table: &'a Table, config: &Config) -> Result<(KafkaSettings, &'a str), String> {
+    let topic = table.option("topic").ok_or("it has no topic: add topic = '…' to its options")?;
+    if table.format == Format::Parquet {
+        return Err("messages are of format 'json' or 'debezium_json', not of 'parquet'".to_owned());
+    }
+    let mut settings = kafka_settings(config);
+    if let Some(brokers) = table.option("bootstrap_servers") {
+        brokers.clone_into(&mut settings.brokers);
+    }
+    Ok((settings, topic))
+}
+
+/// Makes tables of files of those that read topics; the files are in the folder that is returned.
+fn copy_topics(stage: &mut Stage, config: &Config) -> Result<Option<tempfile::TempDir>, CliError> {
+    let mut folder = None;
+    for (number, input) in stage.inputs.iter_mut().enumerate().filter(|(_, input)| input.table.connector == Connector::Kafka) {
+        let wrong = |table: &Table, e: &dyn std::fmt::Display| CliError::Failed(format!("table `{}`: {e}", table.name));
+        let copies = match &folder {
+            Some(folder) => folder,
+            None => folder.insert(tempfile::tempdir().map_err(CliError::failed)?),
+        };
+        let path = copies.path().join(number.to_string());
+        std::fs::create_dir(&path).map_err(CliError::failed)?;
+        let (settings, topic) = topic_of(&input.table, config).map_err(|e| wrong(&input.table, &e))?;
+        let messages = copy_topic(&settings, topic, &path).map_err(|e| wrong(&input.table, &e))?;
+        writeln!(io::stderr(), "{messages} messages of topic {topic}")?;
+        input.table.connector = Connector::Filesystem;
+        input.table.options.push(("path".to_owned(), path.display().to_string()));
+    }
+    Ok(folder)
 }
 
 fn report(stage: &Stage, summary: &Summary) -> Result<(), CliError> {

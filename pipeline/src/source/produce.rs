@@ -157,7 +157,7 @@ pub fn write_topics<K: AsRef<[u8]>, P: AsRef<[u8]>>(
 }
 
 /// Settings of the producer: large batches, and memory for them that is bounded.
-const PRODUCER: [(&str, &str); 9] = [
+pub(super) const PRODUCER: [(&str, &str); 9] = [
     ("enable.idempotence", "true"),
     ("allow.auto.create.topics", "false"),
     ("compression.codec", "lz4"),

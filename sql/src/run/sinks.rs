@@ -43,11 +43,15 @@ pub struct FileSinks {
 }
 
 impl FileSinks {
-    /// Creates the files of a stage's sinks; paths are relative to `base`.
+    /// Creates the files of a stage's sinks; paths are relative to `base`. What is no file is given the text that `elsewhere` has for it, if any.
     ///
     /// # Errors
-    /// If a file cannot be created, or a sink is of another kind than files.
-    pub fn create(stage: &Stage, base: &Path) -> Result<FileSinks, RunError> {
+    /// If a file cannot be created, a sink is of another kind, or `elsewhere` says so.
+    pub fn create(
+        stage: &Stage,
+        base: &Path,
+        mut elsewhere: impl FnMut(&Table) -> Result<Option<Box<dyn Write + Send>>, String>,
+    ) -> Result<FileSinks, RunError> {
         let mut targets = Vec::new();
         for edge in &stage.graph.sinks {
             let Some(table) = stage.table(&edge.table) else {
@@ -70,13 +74,17 @@ impl FileSinks {
                         Target::Text(Box::new(BufWriter::new(file)))
                     }
                 }
-                other => {
-                    return Err(RunError::new(format!(
-                        "table `{}`: a stage by itself writes files; connector '{}' is for the job",
-                        table.name,
-                        other.name()
-                    )));
-                }
+                other => match elsewhere(table) {
+                    Ok(Some(text)) => Target::Text(text),
+                    Ok(None) => {
+                        return Err(RunError::new(format!(
+                            "table `{}`: a stage by itself writes files and topics; connector '{}' is for the job",
+                            table.name,
+                            other.name()
+                        )));
+                    }
+                    Err(error) => return Err(RunError::new(format!("table `{}`: {error}", table.name))),
+                },
             });
         }
         Ok(FileSinks { tables: stage.tables.iter().map(|t| (t.name.clone(), t.clone())).collect(), targets })
