@@ -15,6 +15,8 @@ need cmake command -v cmake
 need pkg-config command -v pkg-config
 # The Kafka client links OpenSSL.
 need libssl-dev sh -c 'pkg-config --exists openssl || test -e /usr/include/openssl/ssl.h'
+# librdkafka's CMake build includes curl's header though it is built without curl.
+need libcurl4-openssl-dev sh -c "echo '#include <curl/curl.h>' | cc -E -"
 # The development ClickHouse comes by the npm client.
 need npm command -v npm
 
