@@ -18,6 +18,7 @@ mod files;
 mod kafka;
 mod lines;
 mod produce;
+mod sender;
 mod topic_lines;
 
 use std::io;
@@ -37,7 +38,7 @@ pub use produce::{TopicWriter, Written, write_topics};
 pub use topic_lines::{TopicLines, copy_topic};
 
 pub(crate) use kafka::{BROKERS_WAIT, Context, Deadline, client_config, refused_settings};
-pub(crate) use produce::{block_on, create_topic};
+pub(crate) use sender::{block_on, create_topic};
 
 /// One ordered input: a partition of a topic, or one file of a fixture.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,16 +6,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::BaseRecord;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::SourceError;
 use super::kafka::{BROKERS_WAIT, Context, Deadline, KafkaSettings, client_config, refused_settings};
-use super::produce::{PRODUCER, create_topic};
+use super::sender::Sender;
 
 /// Longest time without a message or the news that there is none.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -106,11 +105,10 @@ impl Copy<'_> {
 
 /// Writes lines as messages without keys, to whatever partitions, each once as long as this lives. What was written is known to be there once it is flushed.
 pub struct TopicLines {
-    producer: BaseProducer<Context>,
+    sender: Sender,
     topic: String,
     /// The start of a line.
     rest: Vec<u8>,
-    sent: u64,
 }
 
 impl TopicLines {
@@ -119,36 +117,8 @@ impl TopicLines {
     /// # Errors
     /// If a setting is wrong, no broker answers, or the topic cannot be made.
     pub fn connect(settings: &KafkaSettings, topic: &str) -> Result<TopicLines, SourceError> {
-        let config: ClientConfig = client_config(settings, &PRODUCER)?;
-        let producer: BaseProducer<Context> = config.create_with_context(Context::default()).map_err(refused_settings)?;
-        let deadline = Deadline::new(settings.brokers.clone(), BROKERS_WAIT);
-        let serve = || producer.poll(Duration::ZERO);
-        if deadline.find_topic(producer.client(), &serve, topic)?.is_none() {
-            create_topic(&config, topic, 1, -1, &[])?;
-            deadline.partition_count(producer.client(), &serve, topic)?;
-        }
-        Ok(TopicLines { producer, topic: topic.to_owned(), rest: Vec::new(), sent: 0 })
-    }
-
-    fn send(&mut self, line: &[u8]) -> io::Result<()> {
-        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&self.topic).payload(line);
-        while let Err((error, back)) = self.producer.send(record) {
-            if error != KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) {
-                return Err(io::Error::other(error));
-            }
-            record = back;
-            self.producer.poll(POLL);
-            self.check()?;
-        }
-        self.sent += 1;
-        Ok(())
-    }
-
-    fn check(&self) -> io::Result<()> {
-        match self.producer.context().delivery().first_failure {
-            Some(reason) => Err(io::Error::other(format!("a message was not delivered: {reason}"))),
-            None => Ok(()),
-        }
+        let sender = Sender::connect(settings, &[(topic, 1)])?;
+        Ok(TopicLines { sender, topic: topic.to_owned(), rest: Vec::new() })
     }
 }
 
@@ -157,27 +127,15 @@ impl Write for TopicLines {
         for part in bytes.split_inclusive(|&byte| byte == b'\n') {
             self.rest.extend_from_slice(part);
             if self.rest.pop_if(|byte| *byte == b'\n').is_some() {
-                let mut line = std::mem::take(&mut self.rest);
-                self.send(&line)?;
-                line.clear();
-                self.rest = line;
+                self.sender.send(BaseRecord::to(&self.topic).payload(self.rest.as_slice())).map_err(io::Error::other)?;
+                self.rest.clear();
             }
         }
-        self.producer.poll(Duration::ZERO);
-        self.check().map(|()| bytes.len())
+        self.sender.serve().map_err(io::Error::other)?;
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let flushed = self.producer.flush(FLUSH_WAIT);
-        self.check()?;
-        let missing = self.sent - self.producer.context().delivery().delivered;
-        match flushed {
-            Ok(()) if missing == 0 => Ok(()),
-            Ok(()) => Err(io::Error::other(format!("{missing} messages were not acknowledged"))),
-            Err(error) => {
-                let reason = self.producer.context().last_reason().unwrap_or_else(|| error.to_string());
-                Err(io::Error::other(format!("{missing} messages were not acknowledged within {} s: {reason}", FLUSH_WAIT.as_secs())))
-            }
-        }
+        self.sender.flush(FLUSH_WAIT).map_err(io::Error::other)
     }
 }
