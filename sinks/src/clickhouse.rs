@@ -4,7 +4,8 @@
 //!
 //! A commit is the rows of epochs `from..=through`, and these depend on the epochs only. Its steps:
 //!
-//! 1. A row `begun` in `orderflow_commits` fixes `through`, and how rows are cut into inserts.
+//! 1. A row `begun` in `orderflow_commits` fixes `through`, and how rows are cut into inserts. Behind it the job looks whether another one has taken
+//!    over, and ends if so.
 //! 2. Inserts of at most [`ClickHouseSettings::insert_rows_max`] rows, each with a token of its own made of job, stream, epochs
 //!    and number. The server drops an insert whose token it knows, in the table and in the target of every view.
 //! 3. A row `committed`.
@@ -170,6 +171,12 @@ impl ClickHouseSink {
         if !open.recorded {
             self.commits.begin(commit, rows).await?;
             open.recorded = true;
+        }
+        if !self.commits.is_greatest().await? {
+            return Err(self.connection.refused(
+                &what,
+                "another job with the id of this one has begun to write to the database; stop one of them, or give it another job.id or database",
+            ));
         }
         for (number, insert) in cut_into_inserts(&batches, commit.cut).into_iter().enumerate().skip(open.inserts_done) {
             let token = self.commits.token(commit, number);

@@ -419,6 +419,46 @@ async fn a_begin_that_arrives_late_is_not_believed() {
     assert_eq!(recovered, Recovered { committed: Epoch(0), group_through: Some(Epoch(4)) });
 }
 
+/// Two jobs of one id that are both alive: the older one hears of it at its next commit, whatever it had begun, and has written nothing that the newer one
+/// does not count in.
+#[tokio::test]
+async fn of_two_living_jobs_the_older_one_ends() {
+    let Some(server) = SHARED.as_ref() else { return };
+    let settings = settings(server, "living");
+    let write = async |sink: &mut ClickHouseSink, epochs: std::ops::RangeInclusive<u64>| {
+        for epoch in epochs {
+            sink.write(rows(epoch, decisions(epoch, 500))).await.unwrap();
+        }
+    };
+    let taken_over =
+        |error: SinkError| assert!(matches!(&error, SinkError::Refused { reason, .. } if reason.contains("another job")), "{error}");
+    let mut older = fresh(Stream::OrderDecisions, &settings).await;
+    write(&mut older, 1..=2).await;
+    older.commit(Epoch(2)).await.unwrap();
+    write(&mut older, 3..=4).await;
+    let mut newer = sink(Stream::OrderDecisions, &settings);
+    assert_eq!(newer.recover().await.unwrap(), Recovered { committed: Epoch(2), group_through: None });
+    taken_over(older.commit(Epoch(4)).await.unwrap_err());
+    write(&mut newer, 3..=6).await;
+    newer.commit(Epoch(6)).await.unwrap();
+    assert_exact(server, "living", 6, 500);
+
+    // The one that took over a commit that was begun is taken over itself.
+    write(&mut newer, 7..=8).await;
+    let mut third = sink(Stream::OrderDecisions, &settings);
+    third.recover().await.unwrap();
+    taken_over(newer.commit(Epoch(8)).await.unwrap_err());
+    taken_over(newer.commit(Epoch(8)).await.unwrap_err());
+    // What the second had begun when it was told is nobody's, or ended alike.
+    let mut fourth = sink(Stream::OrderDecisions, &settings);
+    let begun = fourth.recover().await.unwrap();
+    assert_eq!(begun, Recovered { committed: Epoch(6), group_through: Some(Epoch(8)) });
+    taken_over(third.commit(Epoch(7)).await.unwrap_err());
+    write(&mut fourth, 7..=8).await;
+    fourth.commit(Epoch(8)).await.unwrap();
+    assert_exact(server, "living", 8, 500);
+}
+
 #[tokio::test]
 async fn other_windows_add_columns() {
     let Some(server) = SHARED.as_ref() else { return };

@@ -2,6 +2,7 @@
 
 use orderflow_faults::Point;
 use orderflow_operators::epoch::Epoch;
+use uuid::Uuid;
 
 use super::connection::Connection;
 use super::cut::Cut;
@@ -35,6 +36,11 @@ pub(super) struct History {
 /// stand there for the same first epoch: one whose rows were never sent, since its answer never came, and the later life's, whose rows may
 /// be in the table. The greater life is the right one: a life writes its own number before anything else and waits for the answer, so
 /// that every later life has a greater one.
+///
+/// The job before may also be alive: it hears of its successor only when it next appends to the epoch log. So a life writes its number *before* it reads
+/// what others begun, and looks, once its own `begun` row is there and before it sends rows, whether there is a [greater life](CommitLog::is_greatest).
+/// If the older one sees none, then its `begun` row was there before the newer life's number was, which therefore found it and ends that commit under the same tokens. If
+/// it sees one, it sends nothing.
 #[derive(Clone)]
 pub(super) struct CommitLog {
     connection: Connection,
@@ -48,11 +54,15 @@ impl CommitLog {
         CommitLog { connection, job: job.to_owned(), stream: stream.to_owned(), life: 0 }
     }
 
-    /// Reads what earlier lives left and begins a life.
+    /// Begins a life, and reads what earlier lives left.
     pub(super) async fn recover(&mut self) -> Result<History, SinkError> {
         let sql = "SELECT max(life), maxIf(through_epoch, state = 'committed') FROM orderflow_commits
             WHERE job = {job:String} AND stream = {stream:String}";
-        let [life, committed] = self.numbers(sql, 0).await?.unwrap_or_default();
+        let [before, known] = self.numbers(sql, 0).await?.unwrap_or_default();
+        self.life = after(before);
+        let nothing = Begun { from: Epoch(0), through: Epoch(known), cut: Cut { rows_max: 0, bytes_max: 0 } };
+        self.append("recovered", nothing, 0, [Point::ClickHouseLife, Point::ClickHouseLifeDone]).await?;
+        let [_, committed] = self.numbers(sql, 0).await?.unwrap_or_default();
         let sql = "SELECT from_epoch, through_epoch, rows_max, bytes_max FROM orderflow_commits
             WHERE job = {job:String} AND stream = {stream:String} AND state = 'begun' AND from_epoch = {from:UInt64}
             ORDER BY life DESC, through_epoch DESC LIMIT 1";
@@ -61,10 +71,14 @@ impl CommitLog {
             through: Epoch(through),
             cut: Cut { rows_max, bytes_max },
         });
-        self.life = life + 1;
-        let nothing = Begun { from: Epoch(0), through: Epoch(committed), cut: Cut { rows_max: 0, bytes_max: 0 } };
-        self.append("recovered", nothing, 0, [Point::ClickHouseLife, Point::ClickHouseLifeDone]).await?;
         Ok(History { committed: Epoch(committed), begun })
+    }
+
+    /// Whether no other life has begun since this one.
+    pub(super) async fn is_greatest(&self) -> Result<bool, SinkError> {
+        let sql = "SELECT max(life) FROM orderflow_commits WHERE job = {job:String} AND stream = {stream:String}";
+        let [greatest] = self.numbers(sql, 0).await?.unwrap_or_default();
+        Ok(greatest <= self.life)
     }
 
     /// Records that `commit` is begun.
@@ -114,5 +128,26 @@ impl CommitLog {
         let numbers: Option<Vec<u64>> = row.iter().map(|text| text.parse().ok()).collect();
         let numbers = numbers.and_then(|numbers| numbers.try_into().ok());
         numbers.map(Some).ok_or_else(|| self.connection.refused(what, format!("orderflow_commits holds {row:?}")))
+    }
+}
+
+/// The bits of a life that are drawn, so that two that begin at the same moment are not the same.
+const DRAWN_BITS: u32 = 16;
+
+/// A life behind all that were seen.
+fn after(greatest: u64) -> u64 {
+    let drawn = Uuid::new_v4().as_u128() as u64 & ((1 << DRAWN_BITS) - 1);
+    (((greatest >> DRAWN_BITS) + 1) << DRAWN_BITS) | drawn
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lives_rise_and_differ() {
+        let lives: Vec<u64> = (0..8).map(|_| after(7)).collect();
+        assert!(lives.iter().all(|&life| life > 7 && after(life) > life));
+        assert!(lives.iter().any(|&life| life != lives[0]), "{lives:?}");
     }
 }
