@@ -5,13 +5,14 @@
 //! A message's value is the row as [`jsonl`](crate::jsonl) writes it; its key is `order_id` (`order_decisions`, `order_lines`,
 //! `reservation_events`), `sku` (`stock_movements`) or none (`dead_letters`); its header `epoch` is the epoch in digits. Keys choose the
 //! partition as in Java's clients, and rows of a key keep their order. A message over
-//! [`message_bytes_max`](KafkaSettings::message_bytes_max) has its longest texts cut, and its length before in the header `cut_from`.
+//! [`message_bytes_max`](KafkaSettings::message_bytes_max) has its longest texts cut, its arrays if that is not enough, and at last has its
+//! numbers alone; its length before is in the header `cut_from`.
 //!
 //! # Exactly once
 //!
 //! For readers with `isolation.level=read_committed`. A commit is one transaction with all rows behind the last commit and with the
-//! record of the last epoch. Nothing is sent before, so that no transaction is open while the sink waits, and readers are never
-//! held back for long.
+//! record of the last epoch; where they are too many for one, several, each with whole epochs and the record of its own last one.
+//! Nothing is sent before, so that no transaction is open while the sink waits, and readers are never held back for long.
 //!
 //! | when the job dies, or the brokers do | what the record says | what happens next |
 //! | --- | --- | --- |
@@ -43,7 +44,7 @@ use orderflow_operators::streams::OutputStream;
 pub use self::client::RESERVED_PROPERTIES;
 use self::error::Failure;
 use self::message::{Messages, key_columns};
-use self::session::{Session, Target};
+use self::session::{Known, Session, TRANSACTION_BYTES_MAX, Target};
 use crate::{EpochRows, Recovered, Sink, SinkError};
 
 /// Where the topics are and how to write to them.
@@ -130,7 +131,7 @@ pub struct KafkaSink {
     /// Rows not known to be committed, by epoch.
     waiting: VecDeque<Arc<Messages>>,
     /// None before [`Sink::recover`].
-    committed: Option<Epoch>,
+    known: Option<Known>,
     /// None after an error.
     session: Option<Session>,
 }
@@ -162,7 +163,7 @@ impl KafkaSink {
             schema,
             key_columns: key_columns(&stream),
             waiting: VecDeque::new(),
-            committed: None,
+            known: None,
             session: None,
         })
     }
@@ -171,6 +172,25 @@ impl KafkaSink {
     #[doc(hidden)]
     pub fn on_step(&self, on_step: impl Fn(Step) + Send + Sync + 'static) {
         *self.target.on_step.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(on_step));
+    }
+
+    fn known(&self) -> Result<Known, SinkError> {
+        self.known.ok_or_else(|| SinkError::refused(what(&self.target.topic), "a commit before what is there was found out"))
+    }
+
+    /// Does transactions, and notes what they came to; `known` is what holds if they do not come back.
+    async fn transact(
+        &mut self,
+        known: Known,
+        work: impl FnOnce(&Arc<Target>, Option<Session>) -> Done + Send + 'static,
+    ) -> Result<(), SinkError> {
+        self.known = Some(known);
+        let (session, target) = (self.session.take(), self.target.clone());
+        let done = self.blocking(move || work(&target, session)).await?;
+        self.session = done.session;
+        self.known = Some(done.known);
+        self.waiting.retain(|messages| messages.epoch > done.known.committed);
+        done.result.map_err(|failure| failure.into_sink_error(what(&self.target.topic)))
     }
 
     /// librdkafka's calls block.
@@ -190,46 +210,58 @@ pub fn topic_name_is_valid(name: &str) -> bool {
     (1..=249).contains(&name.len()) && name.chars().all(known) && name != "." && name != ".."
 }
 
-/// What a commit came to: how far it is known to be committed, and the session if it is still of use.
+/// What transactions came to: how far it is known to be committed, and the session if it is still of use.
 struct Done {
-    committed: Epoch,
+    known: Known,
     session: Option<Session>,
     result: Result<(), Failure>,
 }
 
-/// Commits `epochs`, of which some may have been committed by an earlier try.
-fn commit_through(target: &Arc<Target>, session: Option<Session>, mut committed: Epoch, epochs: &[Arc<Messages>], through: Epoch) -> Done {
+/// The epochs of a transaction, and the one that it records.
+type Part<'a> = (&'a [Arc<Messages>], Epoch);
+
+/// Does the transactions that are still missing, given the last epoch that is committed: an earlier try may have gone through.
+fn transact<'a>(target: &Arc<Target>, session: Option<Session>, mut known: Known, missing: impl FnOnce(Epoch) -> Vec<Part<'a>>) -> Done {
     let session = match session {
         Some(session) => session,
-        None => match Session::reopen(target) {
-            Ok((_, record)) if record < committed || record > through => {
-                let reason = format!(
-                    "epoch {record} is recorded as the last one committed, where it must be between {committed} and {through}; was the offset \
-                     of group `{}` set by hand? start the job again",
-                    target.group
-                );
-                return Done { committed, session: None, result: Err(Failure::Refused(reason)) };
-            }
-            Ok((session, record)) => {
-                committed = record;
+        None => match Session::reopen(target, known) {
+            Ok((session, committed)) => {
+                known.committed = committed;
                 session
             }
-            Err(failure) => return Done { committed, session: None, result: Err(failure) },
+            Err(failure) => return Done { known, session: None, result: Err(failure) },
         },
     };
-    if committed >= through {
-        // The try whose end was not answered went through.
-        return Done { committed, session: Some(session), result: Ok(()) };
-    }
-    let missing = epochs.partition_point(|messages| messages.epoch <= committed);
-    match session.transaction(&epochs[missing..], through) {
-        Ok(()) => Done { committed: through, session: Some(session), result: Ok(()) },
-        Err(failure) => {
+    for (epochs, through) in missing(known.committed) {
+        if let Err(failure) = session.transaction(epochs, through) {
             drop(session);
             let failure = if matches!(failure, Failure::Fenced(_)) { target.who_fenced(failure) } else { failure };
-            Done { committed, session: None, result: Err(failure) }
+            return Done { known, session: None, result: Err(failure) };
         }
+        known.committed = through;
+        known.has_sent |= !epochs.is_empty();
     }
+    Done { known, session: Some(session), result: Ok(()) }
+}
+
+/// The parts of a commit of `epochs` through `through` that are behind `committed`.
+fn missing_parts(epochs: &[Arc<Messages>], committed: Epoch, through: Epoch, bytes_max: usize) -> Vec<Part<'_>> {
+    if committed >= through {
+        return Vec::new();
+    }
+    let epochs = &epochs[epochs.partition_point(|messages| messages.epoch <= committed)..];
+    let mut parts = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (at, messages) in epochs.iter().enumerate() {
+        let more = messages.bytes();
+        if at > start && bytes + more > bytes_max {
+            parts.push((&epochs[start..at], epochs[at - 1].epoch));
+            (start, bytes) = (at, 0);
+        }
+        bytes += more;
+    }
+    parts.push((&epochs[start..], through));
+    parts
 }
 
 #[async_trait]
@@ -240,7 +272,7 @@ impl Sink for KafkaSink {
 
     async fn recover(&mut self) -> Result<Recovered, SinkError> {
         self.waiting.clear();
-        self.committed = None;
+        self.known = None;
         let (before, target) = (self.session.take(), self.target.clone());
         let taken = self.blocking(move || {
             drop(before);
@@ -248,7 +280,7 @@ impl Sink for KafkaSink {
         });
         let (session, committed) = taken.await?.map_err(|failure| failure.into_sink_error(what(&self.target.topic)))?;
         self.session = Some(session);
-        self.committed = Some(committed);
+        self.known = Some(Known { committed, tried: committed, has_sent: false });
         Ok(Recovered { committed, group_through: None })
     }
 
@@ -265,24 +297,28 @@ impl Sink for KafkaSink {
     }
 
     async fn commit(&mut self, through: Epoch) -> Result<(), SinkError> {
-        let Some(committed) = self.committed else {
-            return Err(SinkError::refused(what(&self.target.topic), "a commit before what is there was found out"));
-        };
-        if through <= committed {
+        let mut known = self.known()?;
+        if through <= known.committed {
             return Ok(());
         }
+        known.tried = known.tried.max(through);
         let epochs: Vec<Arc<Messages>> = self.waiting.iter().take_while(|messages| messages.epoch <= through).cloned().collect();
-        let (session, target) = (self.session.take(), self.target.clone());
-        let done = self.blocking(move || commit_through(&target, session, committed, &epochs, through)).await?;
-        self.session = done.session;
-        self.committed = Some(done.committed);
-        self.waiting.retain(|messages| messages.epoch > done.committed);
-        done.result.map_err(|failure| failure.into_sink_error(what(&self.target.topic)))
+        self.transact(known, move |target, session| {
+            transact(target, session, known, |committed| missing_parts(&epochs, committed, through, TRANSACTION_BYTES_MAX))
+        })
+        .await
+    }
+
+    async fn keep_alive(&mut self) -> Result<(), SinkError> {
+        let known = self.known()?;
+        let no_rows: &[Arc<Messages>] = &[];
+        self.transact(known, move |target, session| transact(target, session, known, |committed| vec![(no_rows, committed)])).await
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use arrow::array::{ArrayRef, RecordBatch, StringArray};
     use orderflow_operators::streams::Stream;
 
     use super::*;
@@ -309,10 +345,42 @@ mod tests {
         assert!(!format!("{:?}", with("sasl.password", "hush")).contains("hush"));
     }
 
+    /// Parts as `first..last:recorded`, of epochs of 100 bytes each.
+    fn check_parts(committed: u64, through: u64, bytes_max: usize, expected: &str) {
+        // {"text":""} has 11 bytes.
+        let text: ArrayRef = Arc::new(StringArray::from(vec!["x".repeat(89)]));
+        let rows = RecordBatch::try_from_iter([("text", text)]).unwrap();
+        let messages = |epoch| Arc::new(Messages::encode(Epoch(epoch), &rows, &[], 10_000).unwrap());
+        let epochs = [2, 3, 5, 9].map(messages);
+        let parts = missing_parts(&epochs, Epoch(committed), Epoch(through), bytes_max);
+        let texts: Vec<String> = parts
+            .into_iter()
+            .map(|(epochs, through)| match epochs {
+                [] => format!("none:{through}"),
+                [first, ..] => format!("{}..{}:{through}", first.epoch, epochs[epochs.len() - 1].epoch),
+            })
+            .collect();
+        assert_eq!(texts.join(" "), expected);
+    }
+
+    #[test]
+    fn a_commit_is_cut_into_parts_of_whole_epochs() {
+        check_parts(1, 9, 400, "2..9:9");
+        check_parts(1, 12, 399, "2..5:5 9..9:12");
+        check_parts(1, 9, 200, "2..3:3 5..9:9");
+        // An epoch that is too large goes alone.
+        check_parts(1, 9, 99, "2..2:2 3..3:3 5..5:5 9..9:9");
+        // What an earlier try has done is not done again.
+        check_parts(3, 9, 100, "5..5:5 9..9:9");
+        check_parts(9, 12, 100, "none:12");
+        check_parts(9, 9, 100, "");
+    }
+
     #[tokio::test]
     async fn nothing_is_committed_before_it_is_known_what_is_there() {
         let stream = Stream::OrderLines;
         let mut sink = KafkaSink::new(stream, stream.schema(&WindowSet::default()), KafkaSettings::default()).unwrap();
         assert!(matches!(sink.commit(Epoch(1)).await, Err(SinkError::Refused { .. })));
+        assert!(matches!(sink.keep_alive().await, Err(SinkError::Refused { .. })));
     }
 }

@@ -124,6 +124,13 @@ impl Context {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Forgets what was told, so that it explains no failure of a later step.
+    pub fn forget(&self) {
+        let mut told = self.told();
+        told.last_reason = None;
+        told.refusal = None;
+    }
+
     /// `failure`, with what is known of its cause.
     pub fn explain(&self, failure: Failure) -> Failure {
         let told = self.told();
@@ -184,5 +191,23 @@ impl ProducerContext for Context {
         if let Err((error, _)) = result {
             self.told().last_reason.get_or_insert_with(|| error.to_string());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_told_explains_a_failure_until_it_is_forgotten() {
+        let context = Context::default();
+        let timed_out = || Failure::Unavailable("timed out".into());
+        context.error(KafkaError::Global(RDKafkaErrorCode::SaslAuthenticationFailed), "wrong password");
+        let explained = context.explain(timed_out());
+        assert!(matches!(&explained, Failure::Refused(reason) if reason.contains("wrong password")), "{explained:?}");
+        context.forget();
+        assert_eq!(context.explain(timed_out()), timed_out());
+        context.error(KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "all are down");
+        assert_eq!(context.explain(timed_out()), Failure::Unavailable("timed out (all are down)".into()));
     }
 }

@@ -5,7 +5,11 @@
 //! A transaction carries, beside its messages, an offset of the group `<job>.<stream>.sink` for partition 0 of the stream's own topic:
 //! it is the last epoch committed. Brokers take any offset that is not negative for a partition that exists, and do not compare it
 //! with what the partition holds. It stands on the result's topic, and not on one for markers, so that it goes when the topic is
-//! removed: then the stream is written again from its start.
+//! removed: then the stream is written again, as far back as the epoch log and the input go.
+//!
+//! Brokers forget an offset that was not committed for some time (`offsets.retention.minutes`, a week), as they do a transactional id
+//! (`transactional.id.expiration.ms`, a week). An empty transaction now and then, [`keep_alive`](crate::Sink::keep_alive), keeps both.
+//! If the record is gone all the same, a sink that goes on writes it again, and one that takes over asks the topic's last messages.
 //!
 //! The offset's metadata names the *owner*: the sink that recovered last. A producer is fenced both when another sink took over and when
 //! the coordinator lost patience with a transaction; the owner tells which.
@@ -27,10 +31,15 @@ use super::{KafkaSettings, Step, topic};
 
 /// Longest time for a transaction, and for taking over. Less than the coordinator's, so that it is this side that gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Most bytes of keys and values in a transaction, unless one epoch has more: what passes within [`PATIENCE`] where a link or a quota
+/// lets 1 MB a second through. A transaction that is too large fails however often it is tried.
+pub(super) const TRANSACTION_BYTES_MAX: usize = 16 << 20;
 /// Longest wait for one answer.
 const REQUEST_WAIT: Duration = Duration::from_secs(5);
 /// How long to wait for acknowledgements, or for room, before looking again.
 const PAUSE: Duration = Duration::from_micros(500);
+/// Most events that are taken from the producer's queue before a transaction. There is one for each connection that was lost meanwhile.
+const IDLE_EVENTS_MAX: usize = 10_000;
 
 /// Called at each step of a commit.
 pub(super) type OnStep = dyn Fn(Step) + Send + Sync;
@@ -52,6 +61,17 @@ pub(super) struct Session {
     producer: BaseProducer<Context>,
     group: ConsumerGroupMetadata,
     target: Arc<Target>,
+}
+
+/// What a sink knows of its own commits since it took over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    /// Through here all is committed.
+    pub committed: Epoch,
+    /// A commit through here was tried, and may have gone through.
+    pub tried: Epoch,
+    /// Whether it has committed messages.
+    pub has_sent: bool,
 }
 
 /// What the brokers have recorded.
@@ -80,14 +100,31 @@ impl Session {
         take().map_err(|failure| explain(&consumer, failure))
     }
 
-    /// Goes on after an error; the last epoch that is committed. Refused if another sink took over.
-    pub fn reopen(target: &Arc<Target>) -> Result<(Session, Epoch), Failure> {
+    /// Goes on after an error; the last epoch that is committed. Refused if another sink took over, or the topic was removed.
+    pub fn reopen(target: &Arc<Target>, known: Known) -> Result<(Session, Epoch), Failure> {
         let consumer = target.consumer()?;
         let reopen = || {
             // Before this producer fences the one that took over.
-            target.check_owner(&consumer)?;
+            target.own_record(&consumer)?;
             let session = Session::start(target, &consumer)?;
-            let committed = target.check_owner(&consumer)?;
+            // Nothing that was begun under the transactional id is open any more.
+            let record = target.own_record(&consumer)?;
+            let committed = match record {
+                Some(committed) => committed,
+                None => target.committed_without_record(&consumer, known)?,
+            };
+            let Known { committed: from, tried: to, .. } = known;
+            if !(from..=to).contains(&committed) {
+                return Err(Failure::Refused(format!(
+                    "epoch {committed} is the last one committed, where it must be between {from} and {to}; was the offset of group `{}` \
+                     set by hand? start the job again",
+                    target.group
+                )));
+            }
+            if record.is_none() {
+                tracing::warn!(topic = target.topic, epoch = %committed, "the record of what was committed is gone; it is written again");
+                session.transaction(&[], committed)?;
+            }
             Ok((session, committed))
         };
         reopen().map_err(|failure| explain(&consumer, failure))
@@ -107,14 +144,30 @@ impl Session {
 
     /// Sends the messages and commits them with the record of `through`, all or nothing. After an error the session is of no use.
     pub fn transaction(&self, epochs: &[Arc<Messages>], through: Epoch) -> Result<(), Failure> {
-        self.send_and_commit(epochs, through).map_err(|failure| {
+        self.forget();
+        let deadline = Instant::now() + PATIENCE;
+        self.send_and_commit(epochs, through, deadline).map_err(|failure| {
             self.producer.poll(Duration::ZERO);
-            self.producer.context().explain(failure)
+            let failure = self.producer.context().explain(failure);
+            // librdkafka counts whole milliseconds.
+            let in_time = Instant::now() + Duration::from_millis(2) < deadline;
+            if in_time { failure } else { too_slow(failure, epochs.iter().map(|messages| messages.bytes()).sum()) }
         })
     }
 
-    fn send_and_commit(&self, epochs: &[Arc<Messages>], through: Epoch) -> Result<(), Failure> {
-        let deadline = Instant::now() + PATIENCE;
+    /// What the producer told while it was idle explains no failure of what begins now.
+    fn forget(&self) {
+        // Its events have waited in the queue.
+        for _ in 0..IDLE_EVENTS_MAX {
+            if self.producer.in_flight_count() == 0 {
+                break;
+            }
+            self.producer.poll(Duration::ZERO);
+        }
+        self.producer.context().forget();
+    }
+
+    fn send_and_commit(&self, epochs: &[Arc<Messages>], through: Epoch, deadline: Instant) -> Result<(), Failure> {
         self.producer.begin_transaction()?;
         self.step(Step::Begun);
         let half = epochs.iter().map(|messages| messages.iter().len()).sum::<usize>() / 2;
@@ -215,28 +268,55 @@ impl Target {
         }
     }
 
-    /// The last epoch that is committed, if this sink is still the owner.
-    fn check_owner(&self, consumer: &BaseConsumer<Context>) -> Result<Epoch, Failure> {
+    /// The last epoch that is recorded as committed, if it is by this sink; `None` where there is no record.
+    fn own_record(&self, consumer: &BaseConsumer<Context>) -> Result<Option<Epoch>, Failure> {
         let record = self.record(consumer)?;
-        match record.committed {
-            Some(committed) if record.owner == self.owner => Ok(committed),
-            Some(_) => Err(Failure::Refused(format!(
+        if record.committed.is_some() && record.owner != self.owner {
+            return Err(Failure::Refused(format!(
                 "another job with the id of this one has taken over (transactional id `{}`); stop one of them, or give it another job.id",
                 self.transactional_id
-            ))),
-            None => Err(Failure::Refused(format!(
-                "the record of what was committed is gone (offset of group `{}`), as if the topic had been removed; start the job again",
-                self.group
-            ))),
+            )));
         }
+        Ok(record.committed)
+    }
+
+    /// The last epoch that is committed, where the record of it is gone and no transaction is open.
+    fn committed_without_record(&self, consumer: &BaseConsumer<Context>, known: Known) -> Result<Epoch, Failure> {
+        let partitions = match topic::partitions(consumer, &self.topic)? {
+            Some(partitions) if !(known.has_sent && topic::is_unused(consumer, &self.topic, partitions)?) => partitions,
+            _ => {
+                return Err(Failure::Refused(format!(
+                    "the topic was removed, and the record of what was committed with it (offset of group `{}`); start the job again: it \
+                     writes the topic anew, as far back as the epoch log and the input go",
+                    self.group
+                )));
+            }
+        };
+        if known.tried == known.committed {
+            return Ok(known.committed);
+        }
+        // Whether the try whose end was not answered went through, its messages tell.
+        Ok(known.committed.max(topic::last_epoch(consumer, &self.topic, partitions)?))
     }
 
     /// [`Failure::Refused`] if another sink took over; otherwise `fenced`, which trying again mends.
     pub fn who_fenced(&self, fenced: Failure) -> Failure {
-        match self.consumer().and_then(|consumer| self.check_owner(&consumer)) {
+        match self.consumer().and_then(|consumer| self.own_record(&consumer)) {
             Err(refused @ Failure::Refused(_)) => refused,
             _ => fenced,
         }
+    }
+}
+
+/// The failure of a transaction that took all of its time, and what makes it smaller.
+fn too_slow(failure: Failure, bytes: usize) -> Failure {
+    match failure {
+        Failure::Unavailable(text) if bytes > 0 => Failure::Unavailable(format!(
+            "{text}; {bytes} bytes did not go through within {} s: if the brokers are up, the link or a quota is too slow for so many, \
+             lower sinks.kafka.commit_rows_max or epoch.rows_max",
+            PATIENCE.as_secs()
+        )),
+        failure => failure,
     }
 }
 
@@ -251,4 +331,25 @@ fn explain(consumer: &BaseConsumer<Context>, failure: Failure) -> Failure {
 
 fn remaining(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_that_is_too_slow_says_what_to_lower() {
+        let slow = too_slow(Failure::Unavailable("timed out".into()), 7);
+        assert!(
+            matches!(&slow, Failure::Unavailable(text) if text.starts_with("timed out; 7 bytes did not")
+                && text.ends_with("lower sinks.kafka.commit_rows_max or epoch.rows_max")),
+            "{slow:?}"
+        );
+        let unchanged =
+            [(Failure::Unavailable("timed out".into()), 0), (Failure::Refused("no".into()), 7), (Failure::Fenced("by".into()), 7)];
+        for (failure, bytes) in unchanged {
+            let text = failure.to_string();
+            assert_eq!(too_slow(failure, bytes).to_string(), text);
+        }
+    }
 }

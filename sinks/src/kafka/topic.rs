@@ -59,7 +59,8 @@ pub(super) fn ensure(
     Err(Failure::Unavailable("the topic was created, but brokers do not know it yet".into()))
 }
 
-fn partitions(consumer: &BaseConsumer<Context>, topic: &str) -> Result<Option<i32>, Failure> {
+/// The number of its partitions, if it exists.
+pub(super) fn partitions(consumer: &BaseConsumer<Context>, topic: &str) -> Result<Option<i32>, Failure> {
     let metadata = consumer.fetch_metadata(Some(topic), REQUEST_WAIT)?;
     let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
     match found.error().map(RDKafkaErrorCode::from) {
@@ -68,6 +69,17 @@ fn partitions(consumer: &BaseConsumer<Context>, topic: &str) -> Result<Option<i3
         Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Ok(None),
         Some(code) => Err(of_code(code, KafkaError::MetadataFetch(code).to_string())),
     }
+}
+
+/// Whether nothing was ever written to it: also what is aborted or removed by retention has had its place.
+pub(super) fn is_unused(consumer: &BaseConsumer<Context>, topic: &str, partitions: i32) -> Result<bool, Failure> {
+    for partition in 0..partitions {
+        let (_, high) = consumer.fetch_watermarks(topic, partition, REQUEST_WAIT)?;
+        if high > 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The last epoch of which there is a message that readers see, from the last such message of each partition; 0 if there never was one.
@@ -88,8 +100,8 @@ pub(super) fn last_epoch(consumer: &BaseConsumer<Context>, topic: &str, partitio
             None => {
                 return Err(Failure::Refused(format!(
                     "the brokers have forgotten through which epoch it was committed, and retention has removed the messages of partition \
-                     {partition}; remove the topic to have it written again whole, or set the offset of its group to the last epoch that \
-                     readers have"
+                     {partition}; set the offset of its group to the last epoch that readers have, or remove the topic to have it written \
+                     again as far back as the epoch log and the input go"
                 )));
             }
         }

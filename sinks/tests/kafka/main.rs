@@ -6,7 +6,7 @@
 mod broker;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::Consumer;
 
@@ -94,6 +94,29 @@ async fn commit(sink: &mut KafkaSink, through: u64) -> u32 {
     unreachable!("the loop ends with a commit or in time")
 }
 
+fn admin(broker: &Broker) -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", broker.address()).create().unwrap()
+}
+
+/// As the brokers do with a group that has not committed for a week.
+async fn forget_record(broker: &Broker) {
+    let forgotten = admin(broker).delete_groups(&["job.order_lines.sink"], &AdminOptions::new()).await.unwrap();
+    assert_eq!(forgotten, [Ok("job.order_lines.sink".to_owned())]);
+}
+
+/// The error of a commit that is tried until it is refused.
+async fn refusal(sink: &mut KafkaSink, through: u64) -> String {
+    let start = Instant::now();
+    loop {
+        match sink.commit(Epoch(through)).await {
+            Ok(()) => panic!("it was committed"),
+            Err(error @ SinkError::Refused { .. }) => return error.to_string(),
+            Err(error) => assert!(start.elapsed() < LONG, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Each row of the epochs once, with its key and header, in order within a key.
 fn check_exactly_once(broker: &Broker, topic: &str, through: u64) {
     let count: u64 = (1..=through).map(row_count).sum();
@@ -145,9 +168,7 @@ async fn what_is_committed_is_recovered() {
     check_exactly_once(&broker, "other.order_lines", 1);
 
     // The brokers forget a group after some time; then its topic tells.
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", broker.address()).create().unwrap();
-    let forgotten = admin.delete_groups(&["job.order_lines.sink"], &AdminOptions::new()).await.unwrap();
-    assert_eq!(forgotten, [Ok("job.order_lines.sink".to_owned())]);
+    forget_record(&broker).await;
     assert_eq!(recovered(&settings).await.1, Epoch(3));
     drop(second);
 }
@@ -243,6 +264,99 @@ async fn a_transaction_that_timed_out_is_done_again() {
     });
     assert!(commit(&mut sink, 1).await > 0, "a transaction that the coordinator ended cannot be committed");
     check_exactly_once(&broker, TOPIC, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_the_brokers_forgot_is_written_again() {
+    let Some(broker) = Broker::start("a_record_that_the_brokers_forgot_is_written_again") else { return };
+    let settings = broker.settings();
+    let (mut sink, _) = recovered(&settings).await;
+    write(&mut sink, 1..=3).await;
+    sink.commit(Epoch(3)).await.unwrap();
+    let mut known = 3;
+    // The commit that was not answered did not go through, or did.
+    for step in [Step::Begun, Step::Committed] {
+        let armed = AtomicBool::new(true);
+        sink.on_step(move |at| assert!(at != step || !armed.swap(false, Ordering::SeqCst), "ended at {at:?}, as the test wants"));
+        write(&mut sink, known + 1..=known + 2).await;
+        known += 2;
+        assert!(sink.commit(Epoch(known)).await.is_err());
+        forget_record(&broker).await;
+        commit(&mut sink, known).await;
+    }
+    check_exactly_once(&broker, TOPIC, known);
+
+    // Of epochs without rows, of which the topic does not tell.
+    sink.commit(Epoch(20)).await.unwrap();
+    forget_record(&broker).await;
+    sink.keep_alive().await.unwrap();
+    drop(sink);
+    assert_eq!(recovered(&settings).await.1, Epoch(20));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_was_removed_ends_the_sink() {
+    let Some(broker) = Broker::start("a_topic_that_was_removed_ends_the_sink") else { return };
+    let (mut sink, _) = recovered(&broker.settings()).await;
+    write(&mut sink, 1..=2).await;
+    sink.commit(Epoch(2)).await.unwrap();
+    let armed = AtomicBool::new(true);
+    sink.on_step(move |at| assert!(at != Step::Begun || !armed.swap(false, Ordering::SeqCst), "ended at {at:?}, as the test wants"));
+    write(&mut sink, 3..=3).await;
+    assert!(sink.commit(Epoch(3)).await.is_err());
+    let admin = admin(&broker);
+    assert_eq!(admin.delete_topics(&[TOPIC], &AdminOptions::new()).await.unwrap(), [Ok(TOPIC.to_owned())]);
+    let (start, reader) = (Instant::now(), reader(&broker.address()));
+    while !reader.fetch_metadata(Some(TOPIC), LONG).unwrap().topics().iter().all(|topic| topic.partitions().is_empty()) {
+        assert!(start.elapsed() < LONG, "the topic stays");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let error = refusal(&mut sink, 3).await;
+    assert!(error.contains("the topic was removed"), "{error}");
+    // Also if it was made anew.
+    let new = NewTopic::new(TOPIC, 3, TopicReplication::Fixed(1));
+    assert_eq!(admin.create_topics([&new], &AdminOptions::new()).await.unwrap(), [Ok(TOPIC.to_owned())]);
+    let error = refusal(&mut sink, 3).await;
+    assert!(error.contains("the topic was removed"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_group_is_several_transactions() {
+    let Some(broker) = Broker::start("a_large_group_is_several_transactions") else { return };
+    let field = |name: &str, data_type| Field::new(name, data_type, false);
+    let columns = vec![
+        field("epoch", DataType::Int64),
+        field("offset", DataType::Int64),
+        field("order_id", DataType::Utf8),
+        field("rest", DataType::Utf8),
+    ];
+    let schema = Arc::new(Schema::new(columns));
+    let mut sink = KafkaSink::new(Stream::OrderLines, schema.clone(), broker.settings()).unwrap();
+    sink.recover().await.unwrap();
+    let begun = Arc::new(AtomicU32::new(0));
+    let count = begun.clone();
+    sink.on_step(move |at| assert!(at != Step::Begun || count.fetch_add(1, Ordering::SeqCst) != 2, "ended at {at:?}, as the test wants"));
+    // Of 9 MB each.
+    for epoch in 1..=4 {
+        let columns: [ArrayRef; 4] = [
+            Arc::new(Int64Array::from(vec![epoch; 10])),
+            Arc::new((0..10_i64).collect::<Int64Array>()),
+            Arc::new(StringArray::from(vec!["a"; 10])),
+            Arc::new(StringArray::from(vec!["x".repeat(900_000); 10])),
+        ];
+        let rows = RecordBatch::try_new(schema.clone(), columns.to_vec()).unwrap();
+        sink.write(EpochRows { epoch: Epoch(epoch as u64), rows }).await.unwrap();
+    }
+    assert!(sink.commit(Epoch(9)).await.is_err());
+    sink.commit(Epoch(9)).await.unwrap();
+    assert_eq!(begun.load(Ordering::SeqCst), 5, "the first two are not done again");
+    let mut found: Vec<_> = read(&broker.address(), TOPIC, 40)
+        .iter()
+        .map(|message| (message.value["epoch"].as_i64().unwrap(), message.value["offset"].as_i64().unwrap()))
+        .collect();
+    found.sort_unstable();
+    assert!(found.into_iter().eq((1..=4_i64).flat_map(|epoch| (0..10_i64).map(move |n| (epoch, n)))));
+    assert_eq!(sink.recover().await.unwrap().committed, Epoch(9));
 }
 
 #[tokio::test(flavor = "multi_thread")]
