@@ -194,6 +194,7 @@ fn column_type(field: &Field) -> Result<String, String> {
         DataType::Int64 => "Int64",
         DataType::Float32 => "Float32",
         DataType::Float64 => "Float64",
+        // Of 1900 to 2299: `Body` keeps dates within.
         DataType::Date32 => "Date32",
         DataType::Utf8 | DataType::Binary => "String",
         DataType::Timestamp(TimeUnit::Microsecond, Some(zone)) if zone.as_ref() == "UTC" => "DateTime64(6, 'UTC')",
