@@ -9,7 +9,8 @@
 //! delta-rs takes a repeated `(appId, version)` without complaint, but it refuses an entry when another of the same appId was
 //! written since the table was loaded. We maintain the invariant that **an entry is only written on a table whose epoch was
 //! seen to be [`committed`](DeltaSink)**: after an error the table is loaded anew, and either the entry is there, though the
-//! answer got lost, or it is not, or another job has written one, and this one gives up.
+//! answer got lost, or it is not, or another job has written one, and this one gives up. Housekeeping takes in what others have
+//! written, so the epoch is looked at behind it, too.
 //!
 //! # Design
 //!
@@ -43,6 +44,7 @@ pub use self::settings::{DeltaSettings, TableCompression};
 
 use self::error::{classify, what};
 use self::file::{FileError, FileFormat, FileWriter};
+use self::housekeeping::Housekeeping;
 use self::table::TableSpec;
 use crate::{EpochRows, Recovered, Sink, SinkError};
 
@@ -67,7 +69,7 @@ struct State {
     written: Epoch,
     /// What comes with the next commit, in the order of rows; only the last may be open.
     files: Vec<FileWriter>,
-    commits_since_housekeeping: u64,
+    housekeeping: Housekeeping,
 }
 
 impl DeltaSink {
@@ -133,7 +135,6 @@ impl State {
         self.committed = through;
         self.written = self.written.max(through);
         self.files.clear();
-        self.commits_since_housekeeping += 1;
     }
 }
 
@@ -147,9 +148,10 @@ impl Sink for DeltaSink {
         self.state = None;
         let table = self.spec.open().await?;
         let committed = self.spec.epoch(&table).await?;
+        self.spec.remove_stale().await;
         let store = table.object_store();
-        let (files, commits_since_housekeeping) = (Vec::new(), 0);
-        self.state = Some(State { table: Some(table), store, committed, written: committed, files, commits_since_housekeeping });
+        let housekeeping = Housekeeping::new(&table, self.settings.optimize_commits);
+        self.state = Some(State { table: Some(table), store, committed, written: committed, files: Vec::new(), housekeeping });
         Ok(Recovered { committed, group_through: None })
     }
 
@@ -190,19 +192,18 @@ impl Sink for DeltaSink {
     }
 
     async fn maintain(&mut self) -> Result<(), SinkError> {
-        let every = self.settings.optimize_commits;
         let Some(state) = &mut self.state else { return Ok(()) };
-        if every == 0 || state.commits_since_housekeeping < every || !state.files.is_empty() {
+        if self.settings.optimize_commits == 0 || !state.files.is_empty() {
             return Ok(());
         }
-        let Some(table) = &mut state.table else { return Ok(()) };
-        // A failure is due again as late as a success, lest a table that cannot be compacted holds up each commit.
-        state.commits_since_housekeeping = 0;
-        housekeeping::compact(&self.spec, &self.compacted, self.settings.optimize_bytes_target, table).await?;
-        if !self.settings.vacuum_retention.is_zero() {
-            housekeeping::vacuum(&self.spec, self.settings.vacuum_retention, table).await?;
+        let Some(mut table) = state.table.take() else { return Ok(()) };
+        let before = table.version();
+        // After an error the next commit loads the table anew.
+        state.housekeeping.run(&self.spec, &self.compacted, &self.settings, &mut table).await?;
+        if table.version() == before || self.spec.epoch(&table).await? == state.committed {
+            state.table = Some(table);
         }
-        housekeeping::clean_log(&self.spec, table).await
+        Ok(())
     }
 }
 

@@ -119,20 +119,22 @@ impl Encoder {
         self.writer.write(rows)
     }
 
-    /// Appends the rows of another file of the same table, whoever wrote it.
-    pub fn append(&mut self, file: Bytes) -> Result<(), ParquetError> {
+    /// Appends the rows of another file of the same table, whoever wrote it, and says how many.
+    pub fn append(&mut self, file: Bytes) -> Result<i64, ParquetError> {
+        let mut count = 0;
         for rows in ParquetRecordBatchReaderBuilder::try_new(file)?.build()? {
-            self.writer.write(&conform(&rows?, &self.format.schema)?)?;
+            let rows = conform(&rows?, &self.format.schema)?;
+            self.writer.write(&rows)?;
+            count += rows.num_rows() as i64;
         }
-        Ok(())
+        Ok(count)
     }
 
     /// Ends the file whose first rows are of the epoch `first`.
     pub fn finish(mut self, first: Epoch) -> Result<EncodedFile, ParquetError> {
         let metadata = self.writer.finish()?;
         let Blocks(bytes) = std::mem::take(self.writer.inner_mut());
-        let rows = metadata.file_metadata().num_rows();
-        Ok(EncodedFile { name: self.format.name(first), bytes: bytes.freeze(), rows, statistics: statistics(&metadata) })
+        Ok(EncodedFile { name: self.format.name(first), bytes: bytes.freeze(), statistics: statistics(&metadata) })
     }
 }
 
@@ -148,7 +150,6 @@ fn conform(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowE
 pub(super) struct EncodedFile {
     name: Path,
     bytes: PutPayload,
-    pub rows: i64,
     statistics: String,
 }
 

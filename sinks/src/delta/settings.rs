@@ -59,9 +59,10 @@ pub struct DeltaSettings {
     /// (`delta.checkpointInterval`).
     pub checkpoint_interval: u64,
     /// Commits between two rounds of housekeeping: compaction of small files, then removal of old files and log entries; 0:
-    /// never.
+    /// never. They are counted by the table's version, over all lives of the job; a table that has as many small files when the
+    /// job starts has a round behind its first commit.
     pub optimize_commits: u64,
-    /// Bytes up to which small files are compacted into one. That much is in memory meanwhile.
+    /// Bytes up to which small files are compacted into one. Up to twice as many are in memory meanwhile.
     pub optimize_bytes_target: u64,
     /// How long a file that the newest version does not need is kept, for readers of older versions; 0: for ever. It must be
     /// longer than a query, and than the longest time between a file's writing and its commit.

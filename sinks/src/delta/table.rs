@@ -68,6 +68,11 @@ impl TableSpec {
         Ok(table)
     }
 
+    /// Removes what killed lives left half written. Vacuum does not see it.
+    pub async fn remove_stale(&self) {
+        store::remove_stale(&self.url).await;
+    }
+
     async fn create(&self, table: &DeltaTable) -> Result<DeltaTable, SinkError> {
         let schema: StructType = self.schema.as_ref().try_into_kernel().map_err(|e| SinkError::refused(what(&self.stream), e))?;
         let mut create = CreateBuilder::new()

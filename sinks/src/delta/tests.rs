@@ -1,5 +1,6 @@
 mod faults;
 mod kills;
+mod maintenance;
 mod tables;
 
 use std::path::Path;
