@@ -1,11 +1,12 @@
 //! Local disk, such that what was put stays after a power failure.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,15 +16,18 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
+    PutOptions, PutPayload, PutResult, RenameOptions, Result,
 };
 use uuid::Uuid;
+
+use super::upload::PartsOfFile;
 
 /// [`LocalFileSystem`] that writes through to the disk: a file is whole and durable before its name is, and its name is before
 /// `put` returns.
 ///
 /// object_store's own leaves that to the kernel, and a power failure may leave a log entry of no bytes, which no
-/// reader gets past. What a kill leaves of a file under way is named `<file>#<number>`, which listings do not show.
+/// reader gets past. What a kill leaves of a file under way is named `<file>#<number>`, which listings do not show;
+/// [`remove_stale`](crate::store::remove_stale) removes it.
 #[derive(Debug, Default)]
 pub struct DurableLocal {
     files: Arc<LocalFileSystem>,
@@ -42,7 +46,7 @@ impl fmt::Display for DurableLocal {
     }
 }
 
-fn failed(path: &FilePath, error: io::Error) -> Error {
+pub(super) fn failed(path: &FilePath, error: io::Error) -> Error {
     let path = path.display().to_string();
     match error.kind() {
         io::ErrorKind::AlreadyExists => Error::AlreadyExists { path, source: error.into() },
@@ -64,9 +68,7 @@ async fn blocking<T: Send + 'static>(path: PathBuf, work: impl FnOnce(&FilePath)
 fn put(path: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     make_folder(folder)?;
-    let mut staged = path.as_os_str().to_owned();
-    staged.push(format!("#{}", Uuid::new_v4().as_u128()));
-    let staged = PathBuf::from(staged);
+    let staged = staged(path);
     let written = write(&staged, payload).and_then(|()| match create {
         // Unlike a rename, a link fails if the name is taken.
         true => std::fs::hard_link(&staged, path),
@@ -80,6 +82,13 @@ fn put(path: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> {
     sync(folder)
 }
 
+/// Where a file is until it is whole.
+pub(super) fn staged(path: &FilePath) -> PathBuf {
+    let mut staged = path.as_os_str().to_owned();
+    staged.push(format!("#{}", Uuid::new_v4().as_u128()));
+    PathBuf::from(staged)
+}
+
 fn write(path: &FilePath, payload: &PutPayload) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
     payload.iter().try_for_each(|bytes| file.write_all(bytes))?;
@@ -87,7 +96,7 @@ fn write(path: &FilePath, payload: &PutPayload) -> io::Result<()> {
 }
 
 /// Makes the folder and those above it, durably.
-fn make_folder(folder: &FilePath) -> io::Result<()> {
+pub(super) fn make_folder(folder: &FilePath) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
     }
@@ -137,41 +146,56 @@ fn list_after(folder: &FilePath, offset: &Path) -> io::Result<Vec<ObjectMeta>> {
     Ok(found)
 }
 
-/// Half a file, see [`put`].
+/// Half a file, see [`put`]: by the rule of object_store, which has no objects of such names.
 fn is_staged(name: &str) -> bool {
-    name.rsplit_once('#').is_some_and(|(_, number)| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    name.split_once('#').is_some_and(|(_, number)| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
-fn sync(path: &FilePath) -> io::Result<()> {
+/// Removes files in and below `folder` that were left half written, and that nobody has written to for `older_than`. Says how many.
+/// Whole files are not touched, links not followed; what fails stays, with a warning.
+pub(super) fn remove_stale(folder: &FilePath, older_than: Duration) -> usize {
+    let mut removed = 0;
+    let mut folders = vec![folder.to_owned()];
+    let warn = |path: &FilePath, error: io::Error| {
+        if error.kind() != io::ErrorKind::NotFound {
+            tracing::warn!(path = %path.display(), %error, "a half-written file of a killed life may have stayed");
+        }
+    };
+    while let Some(folder) = folders.pop() {
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) => {
+                warn(&folder, error);
+                continue;
+            }
+        };
+        // One that cannot be read is behind all that can.
+        for entry in entries.map_while(io::Result::ok) {
+            let path = entry.path();
+            let done = entry.file_type().and_then(|kind| {
+                if kind.is_dir() {
+                    folders.push(path.clone());
+                } else if kind.is_file() && entry.file_name().to_str().is_some_and(is_staged) && is_older(&entry.metadata()?, older_than) {
+                    std::fs::remove_file(&path)?;
+                    removed += 1;
+                }
+                Ok(())
+            });
+            if let Err(error) = done {
+                warn(&path, error);
+            }
+        }
+    }
+    removed
+}
+
+/// Of a time to come nothing is known.
+fn is_older(file: &Metadata, than: Duration) -> bool {
+    file.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age >= than))
+}
+
+pub(super) fn sync(path: &FilePath) -> io::Result<()> {
     File::open(path)?.sync_all()
-}
-
-/// A large file in parts.
-#[derive(Debug)]
-struct DurableUpload {
-    upload: Box<dyn MultipartUpload>,
-    path: PathBuf,
-}
-
-#[async_trait]
-impl MultipartUpload for DurableUpload {
-    fn put_part(&mut self, data: PutPayload) -> UploadPart {
-        self.upload.put_part(data)
-    }
-
-    async fn complete(&mut self) -> Result<PutResult> {
-        let done = self.upload.complete().await?;
-        blocking(self.path.clone(), |path| {
-            sync(path)?;
-            path.parent().map_or(Ok(()), sync)
-        })
-        .await?;
-        Ok(done)
-    }
-
-    async fn abort(&mut self) -> Result<()> {
-        self.upload.abort().await
-    }
 }
 
 #[async_trait]
@@ -188,8 +212,12 @@ impl ObjectStore for DurableLocal {
     }
 
     async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        let path = self.files.path_to_filesystem(location)?;
-        Ok(Box::new(DurableUpload { upload: self.files.put_multipart_opts(location, opts).await?, path }))
+        if !opts.attributes.is_empty() {
+            // It says that it cannot.
+            return self.files.put_multipart_opts(location, opts).await;
+        }
+        let begun = blocking(self.files.path_to_filesystem(location)?, PartsOfFile::begin).await?;
+        Ok(Box::new(begun))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
@@ -232,6 +260,8 @@ impl ObjectStore for DurableLocal {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
     use futures::TryStreamExt;
     use object_store::ObjectStoreExt;
@@ -262,6 +292,32 @@ mod tests {
         std::fs::write(folder.path().join("1.json#123"), "on").unwrap();
         let prefix = Path::from_absolute_path(folder.path()).unwrap();
         assert_eq!(DurableLocal::new().list(Some(&prefix)).count().await, 0);
+    }
+
+    #[test]
+    fn what_kills_left_long_ago_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let kept = ["1.json", "1.json#", "1.json#12a", "a#b#12", "below/x.parquet", "12"];
+        let left = ["1.json#12", "below/deep/x.parquet#340282366920938463463374607431768211455"];
+        let old = SystemTime::now() - Duration::from_secs(3600);
+        for path in kept.iter().chain(&left).map(|file| folder.path().join(file)).chain([elsewhere.path().join("2.json#12")]) {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            File::create(path).unwrap().set_modified(old).unwrap();
+        }
+        std::fs::create_dir(folder.path().join("folder#12")).unwrap();
+        std::fs::write(folder.path().join("young.json#12"), "on").unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), folder.path().join("link")).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path().join("2.json#12"), folder.path().join("link#12")).unwrap();
+        assert_eq!(remove_stale(folder.path(), Duration::from_secs(7200)), 0);
+        assert_eq!(remove_stale(folder.path(), Duration::from_secs(600)), 2);
+        for path in left.map(|file| folder.path().join(file)) {
+            assert!(!path.exists(), "{}", path.display());
+        }
+        for file in kept.into_iter().chain(["young.json#12", "folder#12", "link/2.json#12", "link#12"]) {
+            assert!(folder.path().join(file).exists(), "{file}");
+        }
+        assert_eq!(remove_stale(&folder.path().join("none"), Duration::ZERO), 0);
     }
 
     #[tokio::test]
