@@ -240,14 +240,24 @@ struct Contents {
 fn read(folder: &Path, after: Epoch) -> Result<Contents, EpochLogError> {
     let segments = Segment::list(folder).map_err(failed(folder))?;
     let from = segments.iter().rposition(|segment| segment.first <= after.0 + 1).unwrap_or(0);
-    let mut contents = Contents { headers: Vec::new(), sequence: Sequence::new(after), newest: None };
-    for (at, segment) in segments.iter().enumerate().skip(from) {
-        contents.read(segment, at + 1 == segments.len())?;
+    let contents = Contents::of(&segments[from..], after)?;
+    match from.checked_sub(1) {
+        // The newest was begun, and not even its header is whole: what the log was begun with says the one before it.
+        Some(before) if contents.headers.is_empty() => Contents::of(&segments[before..], after),
+        _ => Ok(contents),
     }
-    Ok(contents)
 }
 
 impl Contents {
+    /// What is in the last segments of a log.
+    fn of(segments: &[Segment], after: Epoch) -> Result<Contents, EpochLogError> {
+        let mut contents = Contents { headers: Vec::new(), sequence: Sequence::new(after), newest: None };
+        for (at, segment) in segments.iter().enumerate() {
+            contents.read(segment, at + 1 == segments.len())?;
+        }
+        Ok(contents)
+    }
+
     fn read(&mut self, segment: &Segment, newest: bool) -> Result<(), EpochLogError> {
         let io = failed(&segment.path);
         let mut reader = BufReader::new(File::open(&segment.path).map_err(&io)?);

@@ -39,6 +39,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::ObjectStore;
@@ -56,8 +57,8 @@ use super::{EpochLog, EpochLogError, EpochRecord, LogHeader};
 const GROUP_EPOCHS_MAX: u64 = 4096;
 /// Objects that are read at the same time.
 const READS: usize = 16;
-/// How often a chain that moves while it is read, or while it is being taken over, is read anew.
-const TRIES: u32 = 10;
+/// How long taking over from a writer that goes on appending is tried.
+const TAKE_OVER: Duration = Duration::from_secs(60);
 
 /// Where the objects are.
 #[derive(Clone)]
@@ -92,6 +93,9 @@ struct Head {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     opens: Option<LogHeader>,
 }
+
+/// What is in an object.
+type Object = (Head, Vec<EpochRecord>);
 
 /// An object's place in the chain, and its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -141,27 +145,40 @@ impl ObjectLog {
 
     fn open_in(chain: Chain, header: &LogHeader, after: Epoch) -> Result<(ObjectLog, Vec<EpochRecord>), EpochLogError> {
         let writer = Uuid::new_v4().to_string();
+        let deadline = Instant::now() + TAKE_OVER;
         let mut backoff = Backoff::default();
-        for _ in 0..TRIES {
-            let read = chain.read(after)?;
+        let mut taken = None;
+        let mut read = chain.read(after)?;
+        loop {
+            // The put follows at once: the name is free only until a live writer's next append.
+            chain.read_on(&mut read)?;
             if let Some(what) = read.header.as_ref().and_then(|begun| begun.difference(header)) {
                 return Err(EpochLogError::Different { log: chain.log.clone(), what });
             }
             let last = read.sequence.last();
-            let records = read.sequence.finish(&chain.log)?;
+            if last < after {
+                return Err(EpochLogError::TooShort { log: chain.log.clone(), last: last.0, after: after.0 });
+            }
             // What it was begun with: splits that came later stand in the records.
-            let header = read.header.as_ref().unwrap_or(header).clone();
-            let mut head = Head { generation: read.generation + 1, writer: writer.clone(), opens: Some(header.clone()) };
-            let opening = object(&head, &[]);
-            if chain.put(read.next, opening)? == Put::Done {
+            let begun = read.header.as_ref().unwrap_or(header).clone();
+            let mut head = Head { generation: read.generation + 1, writer: writer.clone(), opens: Some(begun.clone()) };
+            if chain.put(read.next, object(&head, &[]))? == Put::Done {
                 head.opens = None;
                 let next = read.next.next(None);
-                return Ok((ObjectLog { chain, head, header, next, last }, records));
+                let records = read.sequence.finish(&chain.log)?;
+                return Ok((ObjectLog { chain, head, header: begun, next, last }, records));
             }
             // Another writer appended, or opens it too.
-            thread::sleep(backoff.next());
+            if Instant::now() >= deadline {
+                return Err(chain.unavailable("others write to it again and again".to_owned()));
+            }
+            if taken.replace(read.next) == Some(read.next) {
+                // What has the name was not found.
+                thread::sleep(backoff.next());
+            } else {
+                backoff = Backoff::default();
+            }
         }
-        Err(chain.unavailable("others write to it again and again".to_owned()))
     }
 
     /// Reads the log behind `after`; it may be in use.
@@ -275,13 +292,22 @@ impl Chain {
     }
 
     fn read(&self, after: Epoch) -> Result<Read, EpochLogError> {
+        self.past_gaps(|| self.runtime.block_on(self.try_read(after)))
+    }
+
+    /// Reads what has come since, all of it but for what comes meanwhile.
+    fn read_on(&self, read: &mut Read) -> Result<(), EpochLogError> {
+        self.past_gaps(|| self.runtime.block_on(self.try_read_on(read)))
+    }
+
+    /// A listing is no snapshot: it may show an object, and not the one before it that came meanwhile.
+    fn past_gaps<T>(&self, mut read: impl FnMut() -> Result<T, Gap>) -> Result<T, EpochLogError> {
         let mut backoff = Backoff::default();
         let mut tries = 1;
         loop {
-            match self.runtime.block_on(self.try_read(after)) {
+            match read() {
                 Ok(read) => return Ok(read),
                 Err(Gap::Failed(error)) => return Err(error),
-                // A listing is no snapshot: it may show an object, and not the one before it that came meanwhile.
                 Err(Gap::Missing { .. }) if tries < 3 => thread::sleep(backoff.next()),
                 Err(Gap::Missing { found, expected }) => {
                     let what = format!("before it, {} is missing", expected.name());
@@ -312,52 +338,95 @@ impl Chain {
                 read.header = self.get(Link::FIRST).await?.0.opens;
             }
         }
+        self.take_all(&mut read, links).await?;
+        Ok(read)
+    }
+
+    async fn try_read_on(&self, read: &mut Read) -> Result<(), Gap> {
+        // One by one: that nothing has a name is known soonest by asking for it.
+        for _ in 0..READS {
+            let link = read.next;
+            match self.find(link).await? {
+                Some(object) => self.take(read, link, object)?,
+                None => return Ok(()),
+            }
+        }
+        // One by one, more might come than is read.
+        let next = read.next;
+        let links: Vec<Link> = self.links_from(next.epoch).await?.into_iter().filter(|link| *link >= next).collect();
+        self.take_all(read, &links).await
+    }
+
+    /// Takes objects that are there.
+    async fn take_all(&self, read: &mut Read, links: &[Link]) -> Result<(), Gap> {
         let mut objects =
             stream::iter(links.iter().map(|&link| async move { Ok::<_, Gap>((link, self.get(link).await?)) })).buffered(READS);
-        while let Some((link, (head, records))) = objects.try_next().await? {
-            if link != read.next {
-                return Err(Gap::Missing { found: link, expected: read.next });
-            }
-            let damaged = |what: String| Gap::Failed(EpochLogError::Damaged { place: self.place(link), what });
-            let unopened = head.opens.is_none() && link == Link::FIRST;
-            let expected = read.generation + u64::from(head.opens.is_some());
-            if unopened || head.generation != expected && read.generation != 0 {
-                return Err(damaged(format!("it has generation {} where {expected} was expected", head.generation)));
-            }
-            if head.opens.is_none() == records.is_empty() {
-                return Err(damaged("it has no records, or records in an opening".to_owned()));
-            }
-            read.generation = head.generation;
-            read.header = head.opens.or(read.header);
-            let last = records.last().map(|record| record.epoch);
-            records.into_iter().try_for_each(|record| read.sequence.take(record)).map_err(damaged)?;
-            read.next = link.next(last);
+        while let Some((link, object)) = objects.try_next().await? {
+            self.take(read, link, object)?;
         }
-        Ok(read)
+        Ok(())
+    }
+
+    /// Takes an object, which must be the next of the chain.
+    fn take(&self, read: &mut Read, link: Link, (head, records): Object) -> Result<(), Gap> {
+        if link != read.next {
+            return Err(Gap::Missing { found: link, expected: read.next });
+        }
+        let damaged = |what: String| Gap::Failed(EpochLogError::Damaged { place: self.place(link), what });
+        let unopened = head.opens.is_none() && link == Link::FIRST;
+        let expected = read.generation + u64::from(head.opens.is_some());
+        if unopened || head.generation != expected && read.generation != 0 {
+            return Err(damaged(format!("it has generation {} where {expected} was expected", head.generation)));
+        }
+        if head.opens.is_none() == records.is_empty() {
+            return Err(damaged("it has no records, or records in an opening".to_owned()));
+        }
+        read.generation = head.generation;
+        if head.opens.is_some() {
+            read.header = head.opens;
+        }
+        let last = records.last().map(|record| record.epoch);
+        records.into_iter().try_for_each(|record| read.sequence.take(record)).map_err(damaged)?;
+        read.next = link.next(last);
+        Ok(())
     }
 
     /// The names that are there, from the one with epoch `after + 1` or an earlier one on.
     async fn links(&self, after: Epoch) -> Result<Vec<Link>, EpochLogError> {
         let from = (after.0 + 1).saturating_sub(GROUP_EPOCHS_MAX).max(1);
-        let mut names = self.store.list(&format!("{from:012}")).await?;
-        if names.is_empty() && from > 1 {
+        let links = self.links_from(from).await?;
+        if links.is_empty() && from > 1 {
             // It ends before, which is to be told.
-            names = self.store.list("").await?;
+            return self.links_from(0).await;
         }
+        Ok(links)
+    }
+
+    /// The names that are there, from an epoch on.
+    async fn links_from(&self, epoch: u64) -> Result<Vec<Link>, EpochLogError> {
+        let from = if epoch == 0 { String::new() } else { format!("{epoch:012}") };
+        let names = self.store.list(&from).await?;
         let mut links: Vec<Link> = names.iter().filter_map(|name| Link::parse(name)).collect();
         links.sort_unstable();
         Ok(links)
     }
 
-    async fn get(&self, link: Link) -> Result<(Head, Vec<EpochRecord>), EpochLogError> {
+    /// An object that was listed.
+    async fn get(&self, link: Link) -> Result<Object, EpochLogError> {
+        let missing = || EpochLogError::Damaged { place: self.place(link), what: "it is missing".to_owned() };
+        self.find(link).await?.ok_or_else(missing)
+    }
+
+    /// An object, if it is there.
+    async fn find(&self, link: Link) -> Result<Option<Object>, EpochLogError> {
         let damaged = |what: String| EpochLogError::Damaged { place: self.place(link), what };
-        let bytes = self.store.get(&link.name()).await?.ok_or_else(|| damaged("it is missing".to_owned()))?;
+        let Some(bytes) = self.store.get(&link.name()).await? else { return Ok(None) };
         let Some(text) = bytes.strip_suffix(b"\n") else { return Err(damaged("it ends within a line".to_owned())) };
         let mut lines = (1..).zip(text.split(|b| *b == b'\n'));
         let of_line = |line: usize, what: String| damaged(format!("line {line}: {what}"));
         let head = lines.next().map_or(Err("it is empty".to_owned()), |(_, text)| parse_line(text)).map_err(|what| of_line(1, what))?;
         let records = lines.map(|(line, text)| parse_line(text).map_err(|what| of_line(line, what))).collect::<Result<_, _>>()?;
-        Ok((head, records))
+        Ok(Some((head, records)))
     }
 }
 

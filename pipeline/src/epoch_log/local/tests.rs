@@ -151,6 +151,36 @@ fn another_job_is_refused_behind_any_epoch() {
     }
 }
 
+/// The disk was full, or the job killed, when the newest segment was begun.
+#[test]
+fn a_segment_without_a_header_has_that_of_the_one_before() {
+    let other = LogHeader { job: "other".into(), ..header() };
+    let grown = LogHeader { splits: vec!["orders-0.jsonl".into(), "orders-1.jsonl".into()], ..header() };
+    for bytes in [0, 20] {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let (mut log, _) = open(folder);
+        log.append(&records(1..8)).unwrap();
+        log.begin_segment().unwrap();
+        drop(log);
+        let newest = OpenOptions::new().write(true).open(Segment::at(folder, 8).path).unwrap();
+        newest.set_len(bytes).unwrap();
+        for after in [6, 7] {
+            let found = LocalLog::read_with_header(folder, Epoch(after)).unwrap();
+            assert_eq!(found, (header(), records(after + 1..8)), "behind {after}");
+            let error = LocalLog::open(folder, &other, Epoch(after)).err().unwrap();
+            assert!(matches!(error, EpochLogError::Different { .. }), "behind {after}: {error}");
+        }
+        assert_eq!(newest.metadata().unwrap().len(), bytes, "who was refused wrote nothing");
+        let (mut log, found) = LocalLog::open(folder, &grown, Epoch(7)).unwrap();
+        assert_eq!((log.header(), found), (&header(), Vec::new()));
+        log.append(&records(8..10)).unwrap();
+        drop(log);
+        assert_eq!(LocalLog::read_with_header(folder, Epoch(7)).unwrap(), (header(), records(8..10)));
+        assert_eq!(read_all(folder), records(1..10));
+    }
+}
+
 proptest! {
     /// However groups, restarts and torn ends come: what was acknowledged is there, once, in order.
     #[test]

@@ -1,6 +1,6 @@
 //! Against a store in memory that fails when it is told to, and against local disk.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
@@ -107,6 +107,61 @@ fn an_append_that_comes_while_the_log_is_taken_over_is_in_it() {
     assert_eq!(reader.put(stale.next, opening).unwrap(), Put::Taken);
     let (_second, found) = open(&store, 0);
     assert_eq!(found, records(1..5));
+}
+
+/// Reading all takes longer than the writer's pauses, and more so the longer it lives.
+#[test]
+fn a_writer_that_goes_on_appending_is_taken_over() {
+    let store = Arc::new(Memory::default());
+    let (mut first, _) = open(&store, 0);
+    let appended = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for epoch in 1..100_000 {
+                if let Err(error) = first.append(&[record(epoch)]) {
+                    assert!(matches!(error, EpochLogError::TakenOver { .. }), "{error}");
+                    return;
+                }
+                appended.store(epoch, Ordering::Release);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            panic!("nobody took it over");
+        });
+        while appended.load(Ordering::Acquire) < 1000 {
+            assert!(!writer.is_finished());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let (mut second, found) = open(&store, 0);
+        writer.join().unwrap();
+        let last = appended.load(Ordering::Acquire);
+        assert_eq!(found, records(1..last + 1));
+        second.append(&[record(last + 1)]).unwrap();
+        assert_eq!(read(&store, 0).unwrap(), records(1..last + 2));
+    });
+}
+
+#[test]
+fn what_came_meanwhile_is_read_on() {
+    let store = Arc::new(Memory::default());
+    let (mut first, _) = open(&store, 0);
+    first.append(&records(1..3)).unwrap();
+    let reader = chain(&store);
+    let mut known = reader.read(Epoch(1)).unwrap();
+    reader.read_on(&mut known).unwrap();
+    assert_eq!(known.next, Link { epoch: 3, n: 0 });
+    // As many as are asked for by name, and more.
+    for (from, to) in [(3, 4), (4, 4 + READS as u64), (4 + READS as u64, 100)] {
+        (from..to).for_each(|epoch| first.append(&[record(epoch)]).unwrap());
+        reader.read_on(&mut known).unwrap();
+        assert_eq!((known.sequence.last(), known.next), (Epoch(to - 1), Link { epoch: to, n: 0 }));
+    }
+    // A group, and another writer's opening.
+    first.append(&records(100..105)).unwrap();
+    let (mut second, _) = open(&store, 100);
+    second.append(&records(105..107)).unwrap();
+    reader.read_on(&mut known).unwrap();
+    assert_eq!((known.generation, known.next), (2, Link { epoch: 107, n: 0 }));
+    assert_eq!(known.sequence.finish("log").unwrap(), records(2..107));
 }
 
 #[test]
