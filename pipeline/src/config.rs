@@ -528,6 +528,8 @@ pub struct DeltaConfig {
 pub struct StagesConfig {
     /// Files of stages, in the order in which they are built; the last part of a path may have stars.
     pub files: Vec<String>,
+    /// Names of stages that are no longer there, and without whose missing results the job may go on.
+    pub abandoned: Vec<String>,
 }
 
 /// `[checkpoint]`

@@ -40,9 +40,12 @@ pub struct Hello {
     pub workers: usize,
     /// Which of `hosts` it is.
     pub process: usize,
-    /// By SQL stage, what its results depend on.
+    /// By key, the settings on which results depend, and by SQL stage, what its results depend on.
     #[serde(default)]
-    pub stages: BTreeMap<String, String>,
+    pub settings: BTreeMap<String, String>,
+    /// The streams of the job, in the order in which they are built, each with the stages that write it.
+    #[serde(default)]
+    pub streams: Vec<String>,
     /// From process 0, which has the epoch log: by stage, the first epoch that it reads, where that is behind the state.
     #[serde(default)]
     pub stage_begins: BTreeMap<String, Epoch>,
@@ -66,12 +69,15 @@ impl Hello {
         if other.workers != self.workers {
             return differs("--workers", &other.workers, &self.workers);
         }
-        let name = |(stage, meaning): (&String, &String)| format!("{stage} ({meaning})");
         let of = |hello: &Hello, but: &Hello| -> Vec<String> {
-            hello.stages.iter().filter(|(stage, meaning)| but.stages.get(*stage) != Some(meaning)).map(name).collect()
+            let other = hello.settings.iter().filter(|(key, value)| but.settings.get(*key) != Some(value));
+            other.map(|(key, value)| format!("{key}: {value}")).collect()
         };
-        if other.stages != self.stages {
-            return differs("stages", &of(other, self).join(", "), &of(self, other).join(", "));
+        if other.settings != self.settings {
+            return differs("settings", &of(other, self).join(", "), &of(self, other).join(", "));
+        }
+        if other.streams != self.streams {
+            return differs("stages.files in the order of", &other.streams.join(", "), &self.streams.join(", "));
         }
         None
     }
@@ -114,7 +120,7 @@ const ANSWER_WAIT: Duration = Duration::from_secs(5);
 /// The same by who was called.
 const CALLER_WAIT: Duration = Duration::from_secs(1);
 /// No hello is longer.
-const HELLO_BYTES_MAX: usize = 64 << 10;
+const HELLO_BYTES_MAX: usize = 1 << 20;
 /// What a process sends when it has all connections.
 const READY: u8 = b'!';
 /// When a connection counts as broken: nothing that was sent is acknowledged for so long.
@@ -400,8 +406,16 @@ mod tests {
     }
 
     fn hello(cluster: &Cluster, process: usize) -> Hello {
-        let (stages, stage_begins) = ([("revenue".to_owned(), "1".to_owned())].into(), BTreeMap::new());
-        Hello { job: "a".into(), release: "1".into(), hosts: cluster.hosts.clone(), workers: 2, process, stages, stage_begins }
+        Hello {
+            job: "a".into(),
+            release: "1".into(),
+            hosts: cluster.hosts.clone(),
+            workers: 2,
+            process,
+            settings: [("dedup.horizon".to_owned(), "24 h".to_owned())].into(),
+            streams: vec!["order_lines".to_owned()],
+            stage_begins: BTreeMap::new(),
+        }
     }
 
     fn attend(cluster: &Cluster, process: usize, wait: Duration) -> Result<Vec<Option<Met>>, MeetingError> {
@@ -500,6 +514,10 @@ mod tests {
         check_difference(|other| other.workers = 4, "it has --workers 4, this one 2: start all processes with the same");
         check_difference(|other| other.job = "b".into(), r#"it has job.id "b", this one "a""#);
         check_difference(|other| other.release = "2".into(), r#"it has release "2", this one "1""#);
+        let horizon = |other: &mut Hello| _ = other.settings.insert("dedup.horizon".into(), "12 h".into());
+        check_difference(horizon, r#"it has settings "dedup.horizon: 12 h", this one "dedup.horizon: 24 h""#);
+        let more = |other: &mut Hello| other.streams.insert(0, "revenue of [a]".into());
+        check_difference(more, r#"it has stages.files in the order of "revenue of [a], order_lines", this one "order_lines""#);
     }
 
     #[test]

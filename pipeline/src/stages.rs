@@ -137,6 +137,11 @@ impl Stages {
         let stage = Stage::plan_with(&text, named, &udfs).map_err(|e| wrong(e.to_string()))?;
         let mut meaning = format!("text {:08x}, plan {:08x}", checksum(&text), checksum(&stage.graph.to_text()));
         udfs.texts().for_each(|(function, text)| meaning += &format!(", {function} {:08x}", checksum(text)));
+        for stream in stage.named_streams() {
+            for writer in self.stages.iter().filter(|writer| writer.outputs.iter().any(|&at| self.streams[at].stream.name() == stream)) {
+                meaning += &format!(", {stream} of {} {:08x}", writer.name, checksum(&writer.meaning));
+            }
+        }
         let mut lookups = HashMap::new();
         for input in &stage.inputs {
             let (table, connector) = (&input.table.name, input.table.connector.name());

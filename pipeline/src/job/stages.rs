@@ -37,7 +37,7 @@ struct Told {
 
 impl Known {
     /// `begun` is the log's header, `tape` has the log's records behind the checkpoint `resumed`, or more of them, `now` has what the results of each stage of
-    /// today depend on. Without `may_change` they must be those of the log.
+    /// today depend on. Without `may_change` they must be those of the log. Of those that are `abandoned` nobody wants the results that may be missing.
     ///
     /// # Errors
     /// With what differs, and what to do.
@@ -47,6 +47,7 @@ impl Known {
         tape: &[EpochRecord],
         now: &BTreeMap<String, String>,
         may_change: bool,
+        abandoned: &[String],
     ) -> Result<Known, String> {
         let behind = resumed.map_or(Epoch(0), |manifest| manifest.epoch);
         let mut told: BTreeMap<&str, Told> = of_header(resumed.map_or(begun, |manifest| &manifest.header))
@@ -68,7 +69,8 @@ impl Known {
                 Some(Told { meaning: Some(then), .. }) => {
                     return Err(format!(
                         "stage {name} is not what it was ({then} then, {meaning} now), and its results would mix: set it back, or give the file \
-                         another name and keep or remove the old one; a stage of a new name begins with the next epoch{}",
+                         another name and keep or remove the old one; a stage of a new name begins with the next epoch. What a stage of the job writes \
+                         is part of what those are that read it{}",
                         anew(may_change)
                     ));
                 }
@@ -91,10 +93,11 @@ impl Known {
                 Some(_) if !may_change => {
                     return Err(format!("it was begun with stage {name}, which is not there now: put it back{}", anew(may_change)));
                 }
-                Some(_) if last > behind => {
+                Some(_) if last > behind && !abandoned.iter().any(|abandoned| abandoned == name) => {
                     return Err(format!(
                         "stage {name} is not there now, and epochs {} to {last}, of which its results may be missing, are to be played back: put it back, \
-                         start the job, and take the stage away when the job was stopped by SIGTERM and has made its last checkpoint",
+                         start the job, and take the stage away when the job was stopped by SIGTERM and has made its last checkpoint; or, if it fails, \
+                         do without them: stages.abandoned = [\"{name}\"]",
                         behind.next()
                     ));
                 }
@@ -105,6 +108,11 @@ impl Known {
             }
         }
         Ok(known)
+    }
+
+    /// Whether all were there at the epoch that the job goes on from, and none is taken away.
+    pub fn are_as_before(&self) -> bool {
+        self.begins.is_empty() && self.changes.is_empty()
     }
 
     /// The settings of a checkpoint's header: those of today's, and the stages that were taken away.
@@ -165,7 +173,7 @@ mod tests {
 
     /// Where stages begin behind the state, then what the log is to be told.
     fn known(begun: &[(&str, &str)], resumed: Option<&Manifest>, tape: &[EpochRecord], stages: &[(&str, &str)]) -> Result<String, String> {
-        let known = Known::new(&header(begun), resumed, tape, &now(stages), true)?;
+        let known = Known::new(&header(begun), resumed, tape, &now(stages), true, &["failing".to_owned()])?;
         let begins = known.begins.iter().map(|(name, epoch)| format!("{name}@{epoch}"));
         let changes = known.changes.iter().map(|(name, meaning)| format!("{}{name}", if meaning.is_some() { '+' } else { '-' }));
         Ok(begins.chain(changes).collect::<Vec<_>>().join(" "))
@@ -199,10 +207,22 @@ mod tests {
         assert_eq!(known(&[("a", "1")], Some(&resumed), &gone, &[]).unwrap(), "");
         let refused = known(&[("a", "1")], Some(&resumed), &gone, &[("a", "1")]).unwrap_err();
         assert!(refused.contains("cannot come again"), "{refused}");
-        let header = Known::new(&header(&[("a", "1")]), Some(&resumed), &gone, &now(&[]), true).unwrap().in_header(&header(&[]));
+        let header = Known::new(&header(&[("a", "1")]), Some(&resumed), &gone, &now(&[]), true, &[]).unwrap().in_header(&header(&[]));
         let later = Manifest { epoch: Epoch(5), ..Manifest::nothing(header) };
         assert!(!is_in("a", &later) && is_in("a", &resumed));
         assert!(known(&[("a", "1")], Some(&later), &[], &[("a", "1")]).unwrap_err().contains("cannot come again"));
+    }
+
+    #[test]
+    fn a_stage_that_fails_is_abandoned() {
+        let resumed = manifest(2, &[("failing", "1")]);
+        assert_eq!(known(&[("failing", "1")], Some(&resumed), &[record(3, &[])], &[]).unwrap(), "-failing");
+        // One that the log names only behind the checkpoint.
+        let came = [record(3, &[("failing", Some("1"))]), record(4, &[])];
+        assert_eq!(known(&[], Some(&manifest(2, &[])), &came, &[]).unwrap(), "-failing");
+        // The log says that it is gone: it stays so.
+        let gone = [record(3, &[]), record(4, &[("failing", None)]), record(5, &[])];
+        assert_eq!(known(&[("failing", "1")], Some(&resumed), &gone, &[("mended", "2")]).unwrap(), "mended@6 +mended");
     }
 
     #[test]
@@ -213,7 +233,8 @@ mod tests {
 
     #[test]
     fn where_nothing_may_change_the_log_has_its_stages() {
-        let fixed = |begun: &[(&str, &str)], stages| Known::new(&header(begun), None, &[], &now(stages), false).unwrap_err();
+        let fixed =
+            |begun: &[(&str, &str)], stages| Known::new(&header(begun), None, &[], &now(stages), false, &["a".to_owned()]).unwrap_err();
         assert!(fixed(&[], &[("a", "1")]).contains("begun without stage a: leave it out; a replay or backfill"));
         assert!(fixed(&[("a", "1")], &[]).contains("begun with stage a, which is not there now: put it back"));
     }

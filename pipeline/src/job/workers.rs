@@ -13,6 +13,7 @@ use crate::failure::Failure;
 use crate::job_plan::Cluster;
 use crate::meeting::{Hello, meet};
 use crate::panics::ConnectionWatch;
+use crate::stages::JobStream;
 use crate::worker::{Head, HeadSummary, WorkerPlan};
 
 /// How long processes of a job wait for each other at the start.
@@ -33,8 +34,18 @@ fn connected(
     use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
     let Cluster { hosts, process } = cluster;
     let release = env!("CARGO_PKG_VERSION").to_owned();
-    let (stages, stage_begins) = (plan.shared.settings.stages.meaning(), plan.shared.stage_begins.clone());
-    let hello = Hello { job: job.to_owned(), release, hosts: hosts.clone(), workers, process: *process, stages, stage_begins };
+    let stages = &plan.shared.settings.stages;
+    let stream = |stream: &JobStream| format!("{} of [{}]", stream.stream.name(), stages.writers(stream.stream.name()).join(", "));
+    let hello = Hello {
+        job: job.to_owned(),
+        release,
+        hosts: hosts.clone(),
+        workers,
+        process: *process,
+        settings: plan.meaning.clone(),
+        streams: stages.streams.iter().map(stream).collect(),
+        stage_begins: plan.shared.stage_begins.clone(),
+    };
     let is_over = || plan.stop.requested() || failure.is_set();
     let met = meet(cluster, &hello, MEET, &is_over).map_err(|error| match failure.message() {
         Some(message) => JobError::of(failure, message),

@@ -76,7 +76,7 @@ fn run(brokers: &str, out: &Path, more: &[&str]) -> Command {
     let folder = format!("job.data_dir={}", out.display());
     let settings =
         [&brokers, &folder, "metrics.listen=", "epoch.rows_max=300", "sinks.delta.commit_interval=50 ms", "checkpoint.interval=200 ms"];
-    command.arg("run").args(more).args(settings.iter().flat_map(|setting| ["--set", setting]));
+    command.arg("run").args(settings.iter().flat_map(|setting| ["--set", setting])).args(more);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }
@@ -202,4 +202,35 @@ fn a_stage_comes_to_a_live_job_and_is_taken_away() {
     found.sort_unstable();
     assert!(!expected.is_empty(), "nothing was decided, so nothing is tested");
     assert_eq!(found, expected);
+}
+
+/// A stage without whose results the job may go on, as it may be what brought it down.
+#[test]
+fn a_stage_that_is_abandoned_holds_up_nothing() {
+    let input = generated(23, 1_500);
+    let files = Files::read(input.path());
+    let cluster = files.topics();
+    let brokers = cluster.bootstrap_servers();
+    let (out, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("failing.sql");
+    let text = "CREATE TABLE seen WITH (connector = 'stream'); INSERT INTO seen SELECT order_id, decision FROM order_decisions";
+    std::fs::write(&path, text).unwrap();
+    let with = format!("stages.files=[{path:?}]");
+    files.write(&brokers, 0..50);
+    let mut child = run(&brokers, out.path(), &["--set", &with, "--set", "checkpoint.interval=0 s"]).spawn().unwrap();
+    let records = || std::fs::read_to_string(out.path().join("epochs.log")).map_or(0, |log| log.lines().skip(1).count());
+    eventually("epochs are sealed", || records() > 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let (status, log) = ended(run(&brokers, out.path(), &["--drain"]).spawn().unwrap());
+    assert_eq!(status, Some(2), "{log}");
+    assert!(log.contains(r#"do without them: stages.abandoned = ["failing"]"#), "{log}");
+    files.write(&brokers, 50..100);
+    let abandoned = r#"stages.abandoned=["failing"]"#;
+    drained_with(&brokers, out.path(), &["--workers", "3", "--set", abandoned]);
+    // It is so for good, whatever the settings say.
+    drained_with(&brokers, out.path(), &["--workers", "1"]);
+    let expected = expected(input.path(), out.path(), &ReferenceSettings::default());
+    assert_equal(&tables(out.path()), &expected, "without the stage");
 }
