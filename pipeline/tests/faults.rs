@@ -116,7 +116,7 @@ impl Out {
         assert_equal(&tables(&self.path()), &expected(input, &self.path(), &ReferenceSettings::default()), what);
     }
 
-    /// Of data files begun by the newest checkpoint there are those that manifests name.
+    /// Of data files begun by the oldest checkpoint there are those that manifests name.
     #[track_caller]
     fn check_no_file_is_left(&self) {
         let manifests = self.names("manifests");
@@ -125,11 +125,11 @@ impl Out {
         };
         let named: BTreeSet<String> =
             manifests.iter().flat_map(|name| read(name)["files"].as_object().unwrap().keys().cloned().collect::<Vec<_>>()).collect();
-        let newest = manifests.last().unwrap().trim_end_matches(".json").to_owned();
+        let oldest = manifests.first().unwrap().trim_end_matches(".json").to_owned();
         let left: Vec<String> = self
             .names("data")
             .into_iter()
-            .filter(|name| name.split('-').next() <= Some(newest.as_str()) && !named.contains(name))
+            .filter(|name| name.split('-').next() <= Some(oldest.as_str()) && !named.contains(name))
             .collect();
         assert!(left.is_empty(), "{left:?}");
     }

@@ -66,7 +66,7 @@ impl GroupRecorder {
             return Ok(());
         }
         // What one checkpoint writes is all in memory for a while, as the state is; a second one waits until the first is on its way.
-        if self.channel.waiting_bytes.load(Ordering::Relaxed) < self.settings.waiting_bytes_max {
+        if self.channel.waiting.bases() < self.settings.waiting_bytes_max {
             self.write(epoch, dump()?.into_iter().collect());
         } else {
             self.lose(epoch);
@@ -89,7 +89,7 @@ impl GroupRecorder {
                 continue;
             }
             let base = Written::Base { epoch, group, rows };
-            self.channel.waiting_bytes.fetch_add(base.bytes(), Ordering::Relaxed);
+            self.channel.waiting.sent(&base);
             let _ = self.channel.written.send(base);
             self.groups[at] = Group { group, written: Some(content) };
         }
@@ -154,13 +154,14 @@ mod tests {
     use std::collections::BTreeMap;
     use std::convert::Infallible;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, AtomicUsize};
+    use std::sync::atomic::AtomicBool;
 
     use arrow::array::{ArrayRef, Int64Array};
     use orderflow_operators::keys::KEY_GROUPS;
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::checkpoint::recorder::Waiting;
 
     const SETTINGS: RecorderSettings = RecorderSettings { waiting_bytes_max: 1 << 20, base_checkpoints_max: 3 };
 
@@ -168,15 +169,15 @@ mod tests {
         recorder: GroupRecorder,
         written: mpsc::UnboundedReceiver<Written>,
         broken: Arc<AtomicBool>,
-        waiting: Arc<AtomicUsize>,
+        waiting: Arc<Waiting>,
         epoch: u64,
     }
 
     impl Setup {
         fn new(is_resumed: bool) -> Setup {
             let (sender, written) = mpsc::unbounded_channel();
-            let (broken, waiting) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-            let channel = Channel { written: sender, waiting_bytes: waiting.clone(), broken: broken.clone(), renewal: None };
+            let (broken, waiting) = (Arc::new(AtomicBool::new(false)), Arc::<Waiting>::default());
+            let channel = Channel { written: sender, waiting: waiting.clone(), broken: broken.clone(), renewal: None };
             Setup { recorder: GroupRecorder::new(SETTINGS, channel, 0, 1, is_resumed), written, broken, waiting, epoch: 0 }
         }
 
@@ -190,7 +191,7 @@ mod tests {
             let Ok(()) = self.recorder.epoch(&info, dump);
             let (mut groups, mut lost) = (BTreeMap::new(), false);
             while let Ok(written) = self.written.try_recv() {
-                self.waiting.fetch_sub(written.bytes(), Ordering::Relaxed);
+                self.waiting.done(matches!(written, Written::Base { .. }), written.bytes());
                 match written {
                     Written::Base { group, rows, .. } => drop(groups.insert(group.0, rows.is_some())),
                     Written::Lost { .. } => lost = true,
@@ -229,9 +230,9 @@ mod tests {
         let (groups, lost) = setup.checkpoint(&[(3, 1)]);
         assert!(lost && groups.len() == KEY_GROUPS);
         // The store is slow: nothing more is written until what waits is on its way.
-        setup.waiting.store(2 << 20, Ordering::Relaxed);
+        setup.waiting.bases.store(2 << 20, Ordering::Relaxed);
         assert_eq!(setup.checkpoint(&[(3, 2)]), (BTreeMap::new(), true));
-        setup.waiting.store(0, Ordering::Relaxed);
+        setup.waiting.bases.store(0, Ordering::Relaxed);
         assert_eq!(setup.checkpoint(&[(3, 2)]).0.len(), KEY_GROUPS);
     }
 }

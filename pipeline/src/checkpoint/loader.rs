@@ -7,6 +7,7 @@ use arrow::array::{BooleanArray, RecordBatch, StringArray};
 use arrow::buffer::{BooleanBuffer, Buffer};
 use arrow::compute::filter_record_batch;
 use arrow::ipc::reader::StreamDecoder;
+use bytes::Bytes;
 use futures::StreamExt;
 use orderflow_faults::{Point, pass};
 use orderflow_operators::columns::{text, u64s};
@@ -16,6 +17,7 @@ use orderflow_operators::keys::{KEY_GROUPS, KeyGroup, group_owner, hash, key_gro
 use orderflow_operators::snapshot::{KEY, KeyedState};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::CheckpointError;
 use super::manifest::{Base, DataFile, FileKind, Manifest, ORDERS};
@@ -245,7 +247,7 @@ async fn read(loader: Loader, needs: Needs, batches: mpsc::Sender<Result<RecordB
     let files = manifest.files.iter().map(|(name, file)| (name, file, needs.of(name, file)));
     let mut files: Vec<(&String, &DataFile, Needed)> = files.filter(|(.., needed)| !matches!(needed, Needed::Nothing)).collect();
     files.sort_by_key(|(name, file, _)| (file.kind == FileKind::Changes, file.first_epoch, *name));
-    let reads: Vec<_> = files.iter().map(|&(name, file, _)| store.file(name, file)).collect();
+    let reads: Vec<_> = files.iter().map(|&(name, file, _)| read_file(store.clone(), name.clone(), file.clone())).collect();
     let mut reads = futures::stream::iter(reads).buffered(FILES_AHEAD);
     for (name, file, needed) in &files {
         let bytes = match reads.next().await {
@@ -278,5 +280,17 @@ async fn read(loader: Loader, needs: Needs, batches: mpsc::Sender<Result<RecordB
         if let Err(error) = decoder.finish() {
             return drop(batches.send(Err(store.damaged(name, error))).await);
         }
+    }
+}
+
+/// Reads a file in a task of its own: it goes on while the worker is busy with those before, and nobody waits for this one.
+async fn read_file(store: CheckpointStore, name: String, file: DataFile) -> Result<Bytes, CheckpointError> {
+    let what = format!("read data/{name}");
+    let mut task = JoinSet::new();
+    let reading = store.clone();
+    task.spawn(async move { reading.file(&name, &file).await });
+    match task.join_next().await.expect("one task was started") {
+        Ok(read) => read,
+        Err(error) => Err(store.error(what, error.into())),
     }
 }

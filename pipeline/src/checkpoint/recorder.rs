@@ -12,7 +12,8 @@ use tokio::sync::mpsc;
 /// When groups are written whole.
 #[derive(Clone, Copy, Debug)]
 pub struct RecorderSettings {
-    /// Most bytes of rows that may wait to be written, for each operator of a worker.
+    /// So many bytes of changes may wait to be written, for each operator of a worker, so many of groups, and what exceeds them first: a group has any
+    /// size.
     pub waiting_bytes_max: usize,
     /// A group's base is renewed after so many checkpoints, however little has changed.
     pub base_checkpoints_max: u64,
@@ -41,11 +42,42 @@ impl Written {
     }
 }
 
+/// Bytes that wait to be written. Groups can be written later, and so are counted by themselves: changes must not be dropped for them.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    changes: AtomicUsize,
+    pub(super) bases: AtomicUsize,
+}
+
+impl Waiting {
+    fn of(&self, written: &Written) -> &AtomicUsize {
+        if matches!(written, Written::Base { .. }) { &self.bases } else { &self.changes }
+    }
+
+    /// It is on its way.
+    pub fn sent(&self, written: &Written) {
+        self.of(written).fetch_add(written.bytes(), Ordering::Relaxed);
+    }
+
+    /// It is no longer in memory; told by what was sent, which may be gone.
+    pub fn done(&self, is_base: bool, bytes: usize) {
+        if is_base { &self.bases } else { &self.changes }.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    pub fn changes(&self) -> usize {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    pub fn bases(&self) -> usize {
+        self.bases.load(Ordering::Relaxed)
+    }
+}
+
 /// The way from a recorder to its writer.
 pub(super) struct Channel {
     pub written: mpsc::UnboundedSender<Written>,
-    /// Of all that was sent and not yet written. The recorder keeps it bounded.
-    pub waiting_bytes: Arc<AtomicUsize>,
+    /// What was sent and not yet written. The recorder keeps it bounded.
+    pub waiting: Arc<Waiting>,
     /// Something could not be written: the recorder begins anew.
     pub broken: Arc<AtomicBool>,
     /// For an operator whose changes are another's: bases of before this epoch are of no use, since some of those changes are missing.
@@ -116,7 +148,7 @@ impl Recorder {
                 self.send(Written::Changes { epoch, rows: changes });
             }
         }
-        if self.lost && self.channel.waiting_bytes.load(Ordering::Relaxed) < self.settings.waiting_bytes_max / 2 {
+        if self.lost && self.channel.waiting.changes() < self.settings.waiting_bytes_max / 2 {
             // From here on nothing is missing; what came before is in bases to come.
             self.lost = false;
             self.groups.iter_mut().for_each(|group| group.due = true);
@@ -133,7 +165,7 @@ impl Recorder {
 
     fn write_bases(&mut self, epoch: Epoch, state: &dyn KeyedState) {
         for _ in 0..self.groups.len() {
-            if self.budget <= 0 {
+            if self.budget <= 0 || self.channel.waiting.bases() >= self.settings.waiting_bytes_max {
                 return;
             }
             let at = self.next;
@@ -151,9 +183,6 @@ impl Recorder {
             self.budget -= 1 + rows.as_ref().map_or(0, |rows| rows.num_rows() as i64);
             self.groups[at] = Group { group, changed: self.changed, checkpoints: self.checkpoints, due: false };
             self.send(Written::Base { epoch, group, rows });
-            if self.lost {
-                return;
-            }
         }
     }
 
@@ -162,17 +191,14 @@ impl Recorder {
             Written::Changes { epoch, .. } | Written::Base { epoch, .. } => (*epoch, written.bytes()),
             Written::Lost { epoch } | Written::Checkpoint { epoch } => (*epoch, 0),
         };
-        let waiting = self.channel.waiting_bytes.load(Ordering::Relaxed);
-        if bytes > 0 && (self.lost || waiting + bytes > self.settings.waiting_bytes_max) {
-            if !std::mem::replace(&mut self.lost, true) {
-                let _ = self.channel.written.send(Written::Lost { epoch });
-            } else if matches!(written, Written::Changes { .. }) {
-                // Later bases only may be taken up.
-                let _ = self.channel.written.send(Written::Lost { epoch });
-            }
+        let are_too_many = self.lost || self.channel.waiting.changes() >= self.settings.waiting_bytes_max;
+        if matches!(written, Written::Changes { .. }) && bytes > 0 && are_too_many {
+            self.lost = true;
+            // Later bases only may be taken up.
+            let _ = self.channel.written.send(Written::Lost { epoch });
             return;
         }
-        self.channel.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.channel.waiting.sent(&written);
         // The writer ends when the job does.
         let _ = self.channel.written.send(written);
     }
@@ -181,4 +207,61 @@ impl Recorder {
 /// All groups, in order.
 pub(super) fn all_groups() -> impl Iterator<Item = KeyGroup> + Clone {
     (0..KEY_GROUPS as u16).map(KeyGroup)
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, StringArray};
+    use arrow::datatypes::SchemaRef;
+    use orderflow_operators::epoch::Micros;
+
+    use super::*;
+
+    const ROWS: usize = 1_000;
+
+    /// Groups of some rows that change in each epoch.
+    struct Changing;
+
+    fn rows() -> RecordBatch {
+        let keys: ArrayRef = Arc::new(StringArray::from(vec!["a key of some bytes"; ROWS]));
+        RecordBatch::try_from_iter([("key", keys)]).unwrap()
+    }
+
+    impl KeyedState for Changing {
+        fn schema(&self) -> SchemaRef {
+            rows().schema()
+        }
+        fn group_len(&self, _group: KeyGroup) -> usize {
+            ROWS
+        }
+        fn group(&self, _group: KeyGroup) -> Option<RecordBatch> {
+            Some(rows())
+        }
+        fn keep_changes(&mut self) {}
+        fn take_changes(&mut self) -> Vec<RecordBatch> {
+            Vec::new()
+        }
+        fn begin_restore(&mut self, _watermark: Micros) {}
+        fn restore(&mut self, _rows: &RecordBatch) {}
+    }
+
+    #[test]
+    fn a_group_that_is_larger_than_what_may_wait_is_written() {
+        let waiting_bytes_max = rows().get_array_memory_size() / 4;
+        let (written, mut queue) = mpsc::unbounded_channel();
+        let channel = Channel { written, waiting: Arc::default(), broken: Arc::default(), renewal: None };
+        let waiting = channel.waiting.clone();
+        let mut recorder = Recorder::new(RecorderSettings { waiting_bytes_max, base_checkpoints_max: 1 }, channel, 0, 64);
+        let mut bases = 0;
+        for epoch in 1..=8 {
+            let info = EpochInfo { epoch: Epoch(epoch), sealed_at: 0, watermark_before: 0, watermark: 0, checkpoint: true };
+            recorder.epoch(&info, &mut Changing);
+            while let Ok(written) = queue.try_recv() {
+                assert!(!matches!(written, Written::Lost { .. }), "epoch {epoch}: {written:?}");
+                bases += usize::from(matches!(written, Written::Base { .. }));
+                waiting.done(matches!(written, Written::Base { .. }), written.bytes());
+            }
+        }
+        assert!(bases >= 7, "{bases} bases in 8 checkpoints");
+    }
 }

@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use super::groups::GroupRecorder;
 use super::manifest::{Base, DataFile, FileKind, ORDERS, Part};
-use super::recorder::{Channel, Recorder, RecorderSettings, Written};
+use super::recorder::{Channel, Recorder, RecorderSettings, Waiting, Written};
 use super::store::CheckpointStore;
 
 /// Bytes of a file that are sent at a time.
@@ -108,7 +108,7 @@ impl Writers {
     fn start(&self, operator: &str, worker: usize, peers: usize) -> Channel {
         self.count.fetch_add(1, Ordering::AcqRel);
         let (written, queue) = mpsc::unbounded_channel();
-        let waiting_bytes = Arc::new(AtomicUsize::new(0));
+        let waiting = Arc::<Waiting>::default();
         let broken = Arc::new(AtomicBool::new(false));
         let writer = Writer {
             store: self.store.clone(),
@@ -124,11 +124,10 @@ impl Writers {
             bases: None,
             part: Part::default(),
         };
-        let (waiting, finished) = (waiting_bytes.clone(), self.finished.clone());
-        self.runtime.spawn(writer.run(queue, waiting, finished));
+        self.runtime.spawn(writer.run(queue, waiting.clone(), self.finished.clone()));
         let rests_on_orders = KeyKind::ALL.iter().any(|kind| kind.name() == operator);
         let renewal = rests_on_orders.then(|| self.renewal.clone());
-        Channel { written, waiting_bytes, broken, renewal }
+        Channel { written, waiting, broken, renewal }
     }
 }
 
@@ -152,14 +151,9 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(
-        mut self,
-        mut queue: mpsc::UnboundedReceiver<Written>,
-        waiting: Arc<AtomicUsize>,
-        finished: mpsc::UnboundedSender<Finished>,
-    ) {
+    async fn run(mut self, mut queue: mpsc::UnboundedReceiver<Written>, waiting: Arc<Waiting>, finished: mpsc::UnboundedSender<Finished>) {
         while let Some(written) = queue.recv().await {
-            let bytes = written.bytes();
+            let (is_base, bytes) = (matches!(written, Written::Base { .. }), written.bytes());
             match written {
                 Written::Changes { epoch, rows } => self.changes(epoch, &rows).await,
                 Written::Base { epoch, group, rows } => self.base(epoch, group.0, rows.as_ref()).await,
@@ -174,7 +168,7 @@ impl Writer {
                     }
                 }
             }
-            waiting.fetch_sub(bytes, Ordering::Relaxed);
+            waiting.done(is_base, bytes);
         }
     }
 
