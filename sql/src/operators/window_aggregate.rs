@@ -219,12 +219,12 @@ impl WindowAggregate {
         }
         for end in ends {
             let mut groups = Groups::new(&self.key_schema, &self.aggregates)?;
-            for pane in self.panes.range(end - width..end).map(|(_, pane)| pane) {
+            for pane in self.panes.range(end.saturating_sub(width)..end).map(|(_, pane)| pane) {
                 let Pane::Closed(columns) = pane else { unreachable!("panes of a window that is over are over") };
                 let rows = columns.first().map_or(0, |c| c.len());
                 groups.merge(&self.aggregates, &columns[..self.keys], &columns[self.keys..], rows)?;
             }
-            self.emit(end - width, end, groups, output)?;
+            self.emit(end.saturating_sub(width), end, groups, output)?;
         }
         while self.panes.first_entry().is_some_and(|e| e.key().saturating_add(width) <= watermark) {
             self.panes.pop_first();
