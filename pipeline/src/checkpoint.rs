@@ -46,13 +46,13 @@ mod recorder;
 mod store;
 mod writer;
 
-pub(crate) use coordinator::{Begun, Trigger};
+pub(crate) use coordinator::{Begun, SinkSeen, Trigger};
 pub use coordinator::{Coordinator, CoordinatorSettings};
 pub use groups::GroupRecorder;
 pub(crate) use groups::restore_groups;
 pub use loader::{Loader, Resumed};
 pub(crate) use manifest::ORDERS;
-pub use manifest::{Base, DataFile, FileKind, Manifest, ManifestError, Part};
+pub use manifest::{Base, DataFile, FileKind, Manifest, ManifestError, Part, SinkThen};
 pub use recorder::{Recorder, RecorderSettings};
 pub use store::{CheckpointStore, Listed};
 pub use writer::Writers;

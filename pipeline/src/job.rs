@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::runtimes::Runtimes;
-use crate::checkpoint::{CheckpointError, CheckpointStore, Manifest};
+use crate::checkpoint::{CheckpointError, CheckpointStore, Manifest, SinkSeen};
 use crate::config::{Config, Interval, ReplayClock};
 use crate::dataflow::Shared;
 use crate::epoch_log::{self, EpochLogError, EpochRecord, LogHeader, LogHome, LogWriter, OpenLog};
@@ -275,9 +275,8 @@ impl Job {
         };
         let meaning = settings.stages.meaning();
         let stages_behind = |manifest: Option<&Manifest>, tape: &[EpochRecord]| match &begun {
-            Some(begun) => {
-                stages::Known::new(begun, manifest, tape, &meaning, self.cut != Cut::Replay).map_err(|what| self.different(what))
-            }
+            Some(begun) => stages::Known::new(begun, manifest, tape, &meaning, self.cut != Cut::Replay, &config.stages.abandoned)
+                .map_err(|what| self.different(what)),
             // Process 0 tells the others where stages begin.
             None => Ok(stages::Known::default()),
         };
@@ -290,7 +289,13 @@ impl Job {
         let hub = Arc::new(SinkHub::new(metrics.clone(), || Utc::now().timestamp_micros()));
         let mine = |stream: usize| (stream % peers) / workers == process;
         let drivers = sinks::drivers(config, &settings, &hub, &metrics, &failure, durable_seen.clone(), mine)?;
-        let labels: Vec<String> = drivers.iter().map(|driver| driver.label.clone()).collect();
+        let seen = |d: &Driver| SinkSeen {
+            id: d.id(),
+            label: d.label.clone(),
+            committed: d.committed.subscribe(),
+            recorded: d.recorded.subscribe(),
+        };
+        let seen: Vec<SinkSeen> = drivers.iter().map(seen).collect();
         let committed: Vec<watch::Receiver<Epoch>> = drivers.iter().map(|d| d.committed.subscribe()).collect();
         let recovered = match recover(&runtime, drivers, &self.handles.stop) {
             Ok(recovered) => recovered,
@@ -318,8 +323,7 @@ impl Job {
             manifest.retain_stages(|stage| meaning.contains_key(stage) && !stages.begins.contains_key(stage));
         }
         let tasks = sinks::start(&runtime, recovered);
-        let states =
-            checkpoints::Start { process, processes, labels, header: of_checkpoints, committed: committed.clone(), durable: durable_seen };
+        let states = checkpoints::Start { process, processes, sinks: seen, header: of_checkpoints, durable: durable_seen };
         let checkpoints::Running { states, trigger, mut task } =
             checkpoints.start(config, &runtime, resumed, states, &metrics, &failure)?;
 
@@ -329,6 +333,10 @@ impl Job {
                 let resumed = states.loader.as_ref().map(|loader| loader.manifest());
                 let begun = begun.as_ref().unwrap_or(&header);
                 let known = splits::Known::new(&*self.source, begun, &self.starts, resumed, &tape).map_err(|what| self.different(what))?;
+                // A checkpoint names the splits and stages of its epoch, and the log those that came later.
+                let of_played = known.added_none()
+                    && stages.are_as_before()
+                    && tape.iter().all(|record| record.splits.is_empty() && record.stages.is_empty());
                 let (mut sealer, names) = known.sealer(self.cut, config.epoch.rows_max, tape, resumed);
                 stages.tell();
                 sealer = sealer.with_stages(stages.changes);
@@ -356,6 +364,7 @@ impl Job {
                         trigger,
                         interval: config.checkpoint.interval.as_duration(),
                         at_stop: self.live,
+                        of_played,
                     }),
                 })
             }
@@ -370,6 +379,7 @@ impl Job {
             in_flight: config.epoch.in_flight as u64,
             durable,
             clustered: processes > 1,
+            meaning: header.settings.clone(),
             sinks_through,
             stop: self.handles.stop.clone(),
             resumed: states.loader.as_ref().map_or(Epoch(0), |loader| loader.manifest().epoch),

@@ -148,7 +148,7 @@ impl Metrics {
             ),
             sink_epoch: make.gauges(
                 "orderflow_sink_epoch_committed",
-                "Number of the last epoch that a sink committed",
+                "Number of the last epoch of which a sink has all rows",
                 &["sink", "stream"],
             ),
             checkpoint_epoch: make.add(IntGauge::new("orderflow_checkpoint_epoch", "Epoch of the newest checkpoint")),
@@ -253,10 +253,14 @@ impl Metrics {
         self.0.sink_commits.with_label_values(&[sink, stream]).inc();
     }
 
-    /// `sink` has committed everything of `stream` through `epoch`; the commit took `time`.
-    pub fn sink_committed(&self, sink: &str, stream: &str, epoch: Epoch, time: Duration) {
-        self.0.sink_epoch.with_label_values(&[sink, stream]).set(epoch.0 as i64);
+    /// A commit of `sink` took `time`.
+    pub fn sink_commit(&self, sink: &str, time: Duration) {
         self.0.sink_commit.with_label_values(&[sink]).observe(time.as_secs_f64());
+    }
+
+    /// `sink` has all rows of `stream` through `epoch`.
+    pub fn sink_through(&self, sink: &str, stream: &str, epoch: Epoch) {
+        self.0.sink_epoch.with_label_values(&[sink, stream]).set(epoch.0 as i64);
     }
 
     /// So many rows of `stream` wait for `sink`.

@@ -255,6 +255,11 @@ impl Sealer {
         self.tape.front().map_or(self.last.next(), |record| record.epoch)
     }
 
+    /// The next epoch of the tape.
+    pub fn next_played(&mut self) -> Option<EpochRecord> {
+        self.tape.pop_front()
+    }
+
     /// Whether all epochs of the tape are out.
     pub fn is_live(&self) -> bool {
         self.tape.is_empty()
@@ -285,7 +290,7 @@ impl Sealer {
 
     /// The next epoch, if there can be one. `now_ms`: the wall clock, milliseconds since 1970, for the sealing time. `monotonic_ms`: for `linger`.
     pub fn next(&mut self, now_ms: i64, monotonic_ms: u64) -> Next {
-        if let Some(record) = self.tape.pop_front() {
+        if let Some(record) = self.next_played() {
             return Next::Replayed(record);
         }
         let wanted = match self.cut {

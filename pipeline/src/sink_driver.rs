@@ -41,7 +41,7 @@ pub struct DriverSettings {
 
 /// A sink of a stream with what it needs to go on by itself.
 pub struct Driver {
-    /// Which sink, which stream, and where: what a checkpoint knows it by.
+    /// Which sink, which stream, and where.
     pub label: String,
     /// The sink.
     pub sink: Box<dyn Sink>,
@@ -55,8 +55,10 @@ pub struct Driver {
     pub hub: Arc<SinkHub>,
     /// How far the epoch log is durable.
     pub durable: watch::Receiver<Epoch>,
-    /// How far this sink has committed.
+    /// How far this sink has committed: nothing that it lacks is in an epoch up to this one.
     pub committed: watch::Sender<Epoch>,
+    /// How far it has come by its own store, which is told of epochs with rows.
+    pub recorded: watch::Sender<Epoch>,
     /// Whether the sink's own store is told of the last epoch, also where that has no rows.
     pub records_end: bool,
     /// Counters.
@@ -79,6 +81,11 @@ struct Group {
 struct Ended;
 
 impl Driver {
+    /// What a checkpoint knows it by, wherever it is: the kind of sink and the stream.
+    pub fn id(&self) -> String {
+        format!("{} {}", self.sink.name(), self.stream.name())
+    }
+
     /// Finds out what was committed before.
     pub async fn recover(&mut self) -> Result<Recovered, String> {
         let mut backoff = self.settings.backoff_min;
@@ -102,13 +109,19 @@ impl Driver {
 
     async fn drive(&mut self, recovered: Recovered) -> Result<(), Ended> {
         let Recovered { committed, mut group_through } = recovered;
-        self.committed.send_replace(committed);
+        self.is_through(committed);
+        self.recorded.send_replace(committed);
+        let mut alive = Instant::now() + KEEP_ALIVE;
         let mut group = Group::default();
         let mut last = committed;
         loop {
             let deadline = group.since.map(|since| since + self.settings.interval);
             let delivery = tokio::select! {
                 biased;
+                () = sleep_until(Some(alive)), if group.through.is_none() && group_through.is_none() => {
+                    alive = Instant::now() + self.keep_alive().await?;
+                    continue;
+                }
                 () = sleep_until(deadline), if group.through.is_some() && group_through.is_none() => None,
                 delivery = self.queue.deliveries.recv() => Some(delivery),
             };
@@ -147,14 +160,43 @@ impl Driver {
                     } else {
                         // There is nothing to commit.
                         self.hub.taken(&self.stream, &self.queue.backlog, std::mem::take(&mut group.weight));
-                        self.committed.send_if_modified(|known| epoch > std::mem::replace(known, epoch.max(*known)));
+                        self.is_through(epoch);
                     }
+                    self.show_backlog();
                     let enough = group.rows >= self.settings.rows_max || group.weight >= self.queue.backlog.rows_max() / 2;
                     begun || (group_through.is_none() && enough)
                 }
             };
             if full {
                 self.commit(&mut group).await?;
+                alive = Instant::now() + KEEP_ALIVE;
+            }
+        }
+    }
+
+    /// Nothing up to this epoch is missing.
+    fn is_through(&self, epoch: Epoch) {
+        if self.committed.send_if_modified(|known| epoch > std::mem::replace(known, epoch.max(*known))) {
+            self.metrics.sink_through(self.sink.name(), self.stream.name(), epoch);
+        }
+    }
+
+    fn show_backlog(&self) {
+        self.metrics.sink_backlog(self.sink.name(), self.stream.name(), self.queue.backlog.rows());
+    }
+
+    /// Keeps what the sink's store would forget. When to do so again.
+    async fn keep_alive(&mut self) -> Result<Duration, Ended> {
+        match self.sink.keep_alive().await {
+            Ok(()) => Ok(KEEP_ALIVE),
+            Err(SinkError::Unavailable { what, reason }) => {
+                // The store forgets in days: the job need not hold back for it.
+                tracing::warn!(what, reason, retry_in_s = KEEP_ALIVE_RETRY.as_secs(), "the sink's record could not be renewed");
+                Ok(KEEP_ALIVE_RETRY)
+            }
+            Err(error) => {
+                self.failure.report(format!("sink {}, stream {}: {error}", self.sink.name(), self.stream.name()));
+                Err(Ended)
             }
         }
     }
@@ -188,16 +230,18 @@ impl Driver {
         while let Err(error) = self.sink.commit(through).await {
             self.pause(&error, &mut backoff).await?;
         }
-        let name = self.sink.name().to_owned();
-        self.metrics.sink_rows(&name, self.stream.name(), group.rows);
-        self.metrics.sink_committed(&name, self.stream.name(), through, started.elapsed());
+        self.metrics.sink_rows(self.sink.name(), self.stream.name(), group.rows);
+        self.metrics.sink_commit(self.sink.name(), started.elapsed());
         self.hub.taken(&self.stream, &self.queue.backlog, group.weight);
-        self.metrics.sink_backlog(&name, self.stream.name(), self.queue.backlog.rows());
-        self.committed.send_replace(through);
+        self.show_backlog();
+        self.is_through(through);
+        if self.sink.keeps_record() {
+            self.recorded.send_replace(through);
+        }
         *group = Group::default();
         if let Err(error) = self.sink.maintain().await {
             // Nothing of the results depends on it; it is due again after the next commit.
-            tracing::warn!(sink = name, stream = self.stream.name(), %error, "maintenance failed");
+            tracing::warn!(sink = self.sink.name(), stream = self.stream.name(), %error, "maintenance failed");
         }
         Ok(())
     }
@@ -212,6 +256,7 @@ impl Driver {
         }
         tracing::warn!(sink, stream, %error, retry_in_ms = backoff.as_millis() as u64, "sink unavailable");
         self.metrics.sink_retry(sink, stream);
+        self.show_backlog();
         let until = Instant::now() + *backoff;
         while Instant::now() < until {
             tokio::time::sleep(FAILURE_CHECK.min(until - Instant::now())).await;
@@ -223,6 +268,11 @@ impl Driver {
         Ok(())
     }
 }
+
+/// How often a sink that has nothing to commit renews what its store would forget: brokers keep offsets for a week.
+const KEEP_ALIVE: Duration = Duration::from_secs(60 * 60);
+/// When it tries again, if it could not.
+const KEEP_ALIVE_RETRY: Duration = Duration::from_secs(60);
 
 /// How soon a waiting sink notices that the job is ending.
 const FAILURE_CHECK: Duration = Duration::from_millis(100);

@@ -4,7 +4,7 @@
 //! splits have read to the sealer on worker 0, and from there to all where to start reading and how far the epoch log is durable.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -43,6 +43,8 @@ pub struct WorkerPlan {
     pub durable: watch::Sender<Epoch>,
     /// Whether there are other processes.
     pub clustered: bool,
+    /// By key, the settings on which results depend: all processes have the same.
+    pub meaning: BTreeMap<String, String>,
     /// The last epoch that a sink of this process has committed, or began to commit.
     pub sinks_through: Epoch,
     /// The epoch of the checkpoint that this process goes on from; 0: none.
@@ -85,6 +87,8 @@ pub(crate) struct Checkpoints {
     pub interval: Duration,
     /// Whether one is of the last epoch when the job is asked to stop.
     pub at_stop: bool,
+    /// Whether one may be of an epoch that is played back: splits and stages are the same then as behind the last of them.
+    pub of_played: bool,
 }
 
 /// What worker 0 did.
@@ -344,6 +348,8 @@ struct HeadState {
     seals: Option<SealInput>,
     probe: ProbeHandle<u64>,
     peers: usize,
+    /// Where the next epoch begins, by split.
+    offsets: Vec<i64>,
     started: Instant,
     progress_shown: Instant,
     opened: bool,
@@ -360,9 +366,10 @@ struct HeadState {
 impl HeadState {
     fn new(head: Head, seals: SealInput, probe: ProbeHandle<u64>, peers: usize) -> Self {
         let Head { sealer, names, log, clock, stop, progress, committed, rows_total, health, checkpoints } = head;
-        let next = sealer.first();
+        let (next, offsets) = (sealer.first(), sealer.first_offsets());
         HeadState {
             sealer,
+            offsets,
             splits_at_start: names.len(),
             names,
             log,
@@ -449,6 +456,7 @@ impl HeadState {
         }
         let offset = split.start;
         self.names.push(split.name.clone());
+        self.offsets.push(offset);
         let number = self.sealer.add(split);
         let message = self.assign(number, offset);
         tracing::info!(split = self.names[number as usize], offset, number, "a new input");
@@ -493,7 +501,8 @@ impl HeadState {
                     break;
                 }
             };
-            let is_due = |c: &Checkpoints| is_new && self.checkpoint_begun.elapsed() >= c.interval && !c.trigger.is_under_way();
+            let is_due =
+                |c: &Checkpoints| (is_new || c.of_played) && self.checkpoint_begun.elapsed() >= c.interval && !c.trigger.is_under_way();
             let trigger = self.checkpoints.as_ref().filter(|c| is_due(c)).map(|c| c.trigger.clone());
             self.send(body, record, is_new, trigger);
         }
@@ -503,8 +512,11 @@ impl HeadState {
     /// Makes a checkpoint of the last epoch, where one is wanted, so that the next life has nothing to play back. Gives a time to wait while
     /// another one is under way.
     fn last_checkpoint(&mut self, body: &mut Body<'_>) -> Option<Duration> {
-        let is_wanted = self.sealer.is_live() && self.sealer.last() > body.plan.resumed;
-        let checkpoints = self.checkpoints.take().filter(|checkpoints| checkpoints.at_stop && is_wanted)?;
+        let is_wanted = |c: &Checkpoints| match self.sealer.is_live() {
+            true => c.at_stop && self.sealer.last() > body.plan.resumed,
+            false => c.at_stop && c.of_played,
+        };
+        let checkpoints = self.checkpoints.take().filter(is_wanted)?;
         let since = *self.ending_since.get_or_insert_with(Instant::now);
         if checkpoints.trigger.is_under_way() {
             // It may wait for a store that is down: then there is none of the last epoch, which costs the next life some time and nothing else.
@@ -513,8 +525,12 @@ impl HeadState {
                 CHECKPOINT_WAIT
             });
         }
-        let record = self.sealer.last_one((self.clock)(self.next), self.started.elapsed().as_millis() as u64);
-        self.send(body, record, true, Some(checkpoints.trigger));
+        let (now_ms, monotonic_ms) = ((self.clock)(self.next), self.started.elapsed().as_millis() as u64);
+        let (record, is_new) = match self.sealer.next_played() {
+            Some(record) => (record, false),
+            None => (self.sealer.last_one(now_ms, monotonic_ms), true),
+        };
+        self.send(body, record, is_new, Some(checkpoints.trigger));
         None
     }
 
@@ -524,9 +540,13 @@ impl HeadState {
         self.rows_sealed += record.offsets();
         self.under_way.push_back((record.epoch, self.rows_sealed));
         self.next = record.epoch.next();
+        for (&split, &(_, end)) in &record.ranges {
+            self.offsets[split as usize] = end;
+        }
+        debug_assert!(!is_new || self.offsets == self.sealer.positions());
         if let Some(trigger) = &checkpoint {
             self.checkpoint_begun = Instant::now();
-            let (splits, offsets) = (self.names.clone(), self.sealer.positions());
+            let (splits, offsets) = (self.names.clone(), self.offsets.clone());
             trigger.begin(Begun { epoch: record.epoch, sealed_at: record.sealed_at, splits, offsets });
         }
         seals.advance_to(time_of(record.epoch));

@@ -143,6 +143,62 @@ fn a_new_sink_gets_all_rows() {
     assert_equal(&tables(elsewhere.path()), &expected, "a new sink");
 }
 
+/// A job that has much to play back makes checkpoints of it, so that one which is killed again and again gets through.
+#[test]
+fn what_is_played_back_has_checkpoints_too() {
+    let input = generated(16, 6_000);
+    let out = tempfile::tempdir().unwrap();
+    let small = ["--workers", "2", "--set", "epoch.rows_max=20"];
+    let none = [&OFTEN[..], &small, &["--rate", "6000", "--set", "checkpoint.interval=1 h"]].concat();
+    // Behind the header.
+    let logged = || std::fs::read_to_string(out.path().join("epochs.log")).map_or(0, |log| log.lines().skip(1).count());
+    let mut child = replay_command(input.path(), out.path(), &none).spawn().unwrap();
+    let started = Instant::now();
+    while logged() < 300 {
+        assert!(started.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none(), "{} epochs", logged());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(names(out.path(), "manifests").is_empty());
+    let (mut played, last) = (0, logged() as u64);
+    for _ in 0..4 {
+        killed_behind(input.path(), out.path(), 1, &small);
+        let newest = names(out.path(), "manifests").pop().unwrap();
+        let newest: Value = serde_json::from_slice(&std::fs::read(newest).unwrap()).unwrap();
+        played += u64::from(newest["epoch"].as_u64().unwrap() < last);
+    }
+    assert!(played > 0, "no checkpoint of what was played back");
+    the_rest(input.path(), out.path(), &["--workers", "3"]);
+    check(input.path(), out.path(), "checkpoints of what was played back");
+}
+
+/// A sink is known by what its store says, not by how it is addressed.
+#[test]
+fn a_sink_that_moved_goes_on() {
+    let input = generated(14, 4_000);
+    let (out, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    killed_behind(input.path(), out.path(), 2, &["--workers", "2"]);
+    let moved = elsewhere.path().join("delta");
+    std::fs::rename(out.path().join("delta"), &moved).unwrap();
+    let log = the_rest(input.path(), out.path(), &["--workers", "2", "--set", &format!("sinks.delta.url={}", moved.display())]);
+    assert!(log.contains("going on from a checkpoint") && !log.contains("lacks what came before it"), "{log}");
+    let expected = expected(input.path(), out.path(), &ReferenceSettings::default());
+    assert_equal(&tables(elsewhere.path()), &expected, "a sink that moved");
+}
+
+/// A table that is gone, or is as it was before a checkpoint, gets what it lacks; the others skip what they have.
+#[test]
+fn a_sink_that_was_emptied_is_filled_again() {
+    let input = generated(15, 4_000);
+    let out = tempfile::tempdir().unwrap();
+    killed_behind(input.path(), out.path(), 3, &["--workers", "2"]);
+    std::fs::remove_dir_all(out.path().join("delta/order_lines")).unwrap();
+    let log = the_rest(input.path(), out.path(), &["--workers", "2"]);
+    assert!(log.contains("sink delta order_lines") && log.contains("lacks what came before it"), "{log}");
+    check(input.path(), out.path(), "a table that was removed");
+}
+
 #[test]
 fn two_processes_go_on() {
     let input = generated(5, 6_000);

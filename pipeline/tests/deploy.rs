@@ -30,7 +30,8 @@ fn series() -> BTreeSet<String> {
     metrics.split("orders", 0, 1, 1);
     metrics.state("reserve", 0, 1, 1);
     metrics.sink_rows("delta", "order_lines", 1);
-    metrics.sink_committed("delta", "order_lines", epoch, time);
+    metrics.sink_commit("delta", time);
+    metrics.sink_through("delta", "order_lines", epoch);
     metrics.sink_backlog("delta", "order_lines", 1);
     metrics.sink_retry("delta", "order_lines");
     metrics.checkpoint(epoch, 1, 1, time);

@@ -139,6 +139,10 @@ impl Sink for JsonLinesSink {
         "jsonl"
     }
 
+    fn keeps_record(&self) -> bool {
+        self.target != JsonLinesTarget::Stdout
+    }
+
     async fn recover(&mut self) -> Result<Recovered, SinkError> {
         self.waiting.clear();
         if let JsonLinesTarget::Folder(folder) = &self.target {

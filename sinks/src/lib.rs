@@ -80,6 +80,11 @@ pub trait Sink: Send {
     /// The kind of sink: `delta`, `clickhouse` …
     fn name(&self) -> &str;
 
+    /// Whether what is committed stays known, so that [`recover`](Sink::recover) tells of it in a later life. What is only printed does not.
+    fn keeps_record(&self) -> bool {
+        true
+    }
+
     /// Makes the table if there is none, checks it, and says what it holds. May be called again.
     async fn recover(&mut self) -> Result<Recovered, SinkError>;
 
@@ -90,6 +95,12 @@ pub trait Sink: Send {
     /// Makes all that was written durable and visible, exactly once, and records `through`. After an error it may be called
     /// again, with the same `through`. Without rows it still records the epoch.
     async fn commit(&mut self, through: Epoch) -> Result<(), SinkError>;
+
+    /// Called now and then while there is nothing to commit: keeps what the store would forget. An error is as one of
+    /// [`commit`](Sink::commit).
+    async fn keep_alive(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
 
     /// Housekeeping that is due (compaction, removal of old files). Called between commits; an error changes nothing of the
     /// rows.

@@ -13,7 +13,7 @@ use orderflow_operators::watermark::WatermarkState;
 use tokio::sync::{mpsc, watch};
 
 use super::CheckpointError;
-use super::manifest::{Manifest, Part};
+use super::manifest::{Manifest, Part, SinkThen};
 use super::store::CheckpointStore;
 use super::writer::Finished;
 use crate::epoch_log::LogHeader;
@@ -28,8 +28,6 @@ pub struct CoordinatorSettings {
     pub processes: usize,
     /// How many checkpoints are kept.
     pub keep: usize,
-    /// Names of this process's sinks.
-    pub sinks: Vec<String>,
     /// The job, its splits, the settings on which results depend.
     pub header: LogHeader,
 }
@@ -73,6 +71,19 @@ impl Trigger {
     }
 }
 
+/// A sink as checkpoints see it.
+#[derive(Clone, Debug)]
+pub(crate) struct SinkSeen {
+    /// Its kind and its stream.
+    pub id: String,
+    /// Which sink, which stream, and where.
+    pub label: String,
+    /// How far it has committed.
+    pub committed: watch::Receiver<Epoch>,
+    /// How far it has come by its own store.
+    pub recorded: watch::Receiver<Epoch>,
+}
+
 /// Each process has one; that of process 0 makes the manifests.
 pub struct Coordinator {
     pub(crate) settings: CoordinatorSettings,
@@ -82,8 +93,8 @@ pub struct Coordinator {
     pub(crate) finished: mpsc::UnboundedReceiver<Finished>,
     /// The checkpoint that the next one goes on from.
     pub(crate) last: Manifest,
-    /// Of each sink of this process, how far it has committed.
-    pub(crate) committed: Vec<watch::Receiver<Epoch>>,
+    /// This process's sinks.
+    pub(crate) sinks: Vec<SinkSeen>,
     /// How far the epoch log is durable.
     pub(crate) durable: watch::Receiver<Epoch>,
     pub(crate) metrics: Metrics,
@@ -130,7 +141,8 @@ impl Coordinator {
             let started = Instant::now();
             let Some((_, mut part, watermark)) = own.remove(&epoch) else { continue };
             self.sinks_through(epoch).await?;
-            part.sinks = self.settings.sinks.clone();
+            let then = |sink: &SinkSeen| SinkThen { label: sink.label.clone(), recorded: *sink.recorded.borrow() };
+            part.sinks = self.sinks.iter().map(|sink| (sink.id.clone(), then(sink))).collect();
             if self.settings.process > 0 {
                 let (store, process) = (&self.store, self.settings.process);
                 self.until_done(|| store.put_part(epoch, process, &part).map_ok(Some).boxed()).await?;
@@ -188,8 +200,8 @@ impl Coordinator {
     }
 
     async fn sinks_through(&mut self, epoch: Epoch) -> Result<(), Ended> {
-        for committed in &mut self.committed {
-            through(committed, epoch, &self.failure).await?;
+        for sink in &mut self.sinks {
+            through(&mut sink.committed, epoch, &self.failure).await?;
         }
         Ok(())
     }

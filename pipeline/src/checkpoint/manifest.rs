@@ -6,7 +6,7 @@ use orderflow_operators::epoch::Epoch;
 use orderflow_operators::features::KeyKind;
 use orderflow_operators::keys::KEY_GROUPS;
 use orderflow_operators::watermark::WatermarkState;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::epoch_log::LogHeader;
 use crate::stages::STAGE;
@@ -31,12 +31,39 @@ pub struct Manifest {
     pub offsets: Vec<i64>,
     /// How far event time had come.
     pub watermark: WatermarkState,
-    /// Which sinks have committed through the epoch.
-    pub sinks: Vec<String>,
+    /// The sinks, all of which have committed through the epoch, by kind and stream.
+    #[serde(deserialize_with = "sinks_of_any_format")]
+    pub sinks: BTreeMap<String, SinkThen>,
     /// By operator and key group, the newest base. A group that is not here began with nothing at epoch 0.
     pub bases: BTreeMap<String, BTreeMap<u16, Base>>,
     /// All files that belong to the state, by name.
     pub files: BTreeMap<String, DataFile>,
+}
+
+/// A sink when a checkpoint was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SinkThen {
+    /// Which sink, which stream, and where.
+    pub label: String,
+    /// How far it had come by its own store, which is not told of epochs without rows. If the store says less now, it was emptied or restored.
+    pub recorded: Epoch,
+}
+
+/// Before format 3 there were labels alone.
+fn sinks_of_any_format<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, SinkThen>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Sinks {
+        Labels(Vec<String>),
+        Known(BTreeMap<String, SinkThen>),
+    }
+    Ok(match Sinks::deserialize(deserializer)? {
+        Sinks::Known(known) => known,
+        Sinks::Labels(labels) => {
+            let id = |label: &str| label.split_once(" in ").map_or(label, |(id, _)| id).to_owned();
+            labels.into_iter().map(|label| (id(&label), SinkThen { label, recorded: Epoch(0) })).collect()
+        }
+    })
 }
 
 /// A key group's base.
@@ -89,7 +116,7 @@ pub struct Part {
     /// New bases.
     pub bases: BTreeMap<String, BTreeMap<u16, Base>>,
     /// Its sinks, which have committed through the epoch.
-    pub sinks: Vec<String>,
+    pub sinks: BTreeMap<String, SinkThen>,
     /// Why the state is not whole, if it is not.
     pub incomplete: Option<String>,
     /// Some changes of orders up to this epoch are missing.
@@ -110,7 +137,10 @@ pub enum ManifestError {
 
 impl Manifest {
     /// The form that this release writes.
-    pub const FORMAT: u32 = 2;
+    pub const FORMAT: u32 = 3;
+
+    /// The oldest form that it reads.
+    const FORMAT_MIN: u32 = 2;
 
     /// The state before the first epoch.
     pub fn nothing(header: LogHeader) -> Manifest {
@@ -122,7 +152,7 @@ impl Manifest {
             header,
             offsets: Vec::new(),
             watermark: WatermarkState::default(),
-            sinks: Vec::new(),
+            sinks: BTreeMap::new(),
             bases: BTreeMap::new(),
             files: BTreeMap::new(),
         }
@@ -164,8 +194,6 @@ impl Manifest {
             }
         }
         self.sinks.extend(part.sinks);
-        self.sinks.sort();
-        self.sinks.dedup();
         self.forget();
     }
 
@@ -195,10 +223,12 @@ impl Manifest {
         }
         let damaged = |error: serde_json::Error| ManifestError::Damaged(error.to_string());
         let Format { format } = serde_json::from_slice(json).map_err(damaged)?;
-        if format != Manifest::FORMAT {
+        if !(Manifest::FORMAT_MIN..=Manifest::FORMAT).contains(&format) {
             return Err(ManifestError::Format(format));
         }
-        let manifest: Manifest = serde_json::from_slice(json).map_err(damaged)?;
+        let mut manifest: Manifest = serde_json::from_slice(json).map_err(damaged)?;
+        // What is made of it is written in the form of today.
+        manifest.format = Manifest::FORMAT;
         match manifest.fault() {
             Some(fault) => Err(ManifestError::Damaged(fault)),
             None => Ok(manifest),
@@ -250,16 +280,34 @@ mod tests {
     }
 
     #[test]
-    fn lost_changes_of_orders_are_made_up_for_by_every_group_of_every_window() {
-        let header = LogHeader {
+    fn sinks_of_the_form_before_are_read() {
+        let mut json = serde_json::to_value(Manifest::nothing(header())).unwrap();
+        json["format"] = 2.into();
+        json["sinks"] = vec!["delta order_lines in /tables", "kafka order_lines in host:9092 "].into();
+        let manifest = Manifest::from_json(json.to_string().as_bytes()).unwrap();
+        assert_eq!(manifest.format, Manifest::FORMAT);
+        let [delta, kafka] = ["delta order_lines", "kafka order_lines"].map(|id| &manifest.sinks[id]);
+        assert_eq!((delta.label.as_str(), delta.recorded), ("delta order_lines in /tables", Epoch(0)));
+        assert_eq!(kafka.label, "kafka order_lines in host:9092 ");
+        assert_eq!(Manifest::from_json(&serde_json::to_vec(&manifest).unwrap()).unwrap(), manifest);
+        json["format"] = 1.into();
+        assert!(matches!(Manifest::from_json(json.to_string().as_bytes()), Err(ManifestError::Format(1))));
+    }
+
+    fn header() -> LogHeader {
+        LogHeader {
             format: LogHeader::FORMAT,
             job: "job".into(),
             splits: Vec::new(),
             starts: Vec::new(),
             topics: BTreeMap::new(),
             settings: BTreeMap::new(),
-        };
-        let nothing = Manifest::nothing(header);
+        }
+    }
+
+    #[test]
+    fn lost_changes_of_orders_are_made_up_for_by_every_group_of_every_window() {
+        let nothing = Manifest::nothing(header());
         let all = 0..KEY_GROUPS as u16;
         let since = |bases| Part { bases, ..Part::default() };
         assert!(!nothing.does_without(Epoch(5), &Part::default()), "what has no base rests on all changes");

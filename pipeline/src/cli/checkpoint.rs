@@ -167,8 +167,8 @@ fn show(out: &mut impl Write, manifest: &Manifest) -> io::Result<()> {
     for (name, offset) in manifest.header.splits.iter().zip(&manifest.offsets) {
         writeln!(out, "next       {name} from {offset}")?;
     }
-    for sink in &manifest.sinks {
-        writeln!(out, "committed  {sink}")?;
+    for sink in manifest.sinks.values() {
+        writeln!(out, "committed  {}", sink.label)?;
     }
     let operators: std::collections::BTreeSet<&str> = manifest.files.values().map(|file| file.operator.as_str()).collect();
     let rows = operators.into_iter().map(|operator| {

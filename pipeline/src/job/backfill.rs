@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use super::runtimes::Runtimes;
 use super::sinks::Known;
 use super::{JobError, checkpoints, last_commits, recover, settings, sinks, sinks_ahead, splits, stages, workers};
-use crate::checkpoint::{CheckpointStore, Loader, Manifest, Resumed};
+use crate::checkpoint::{CheckpointError, CheckpointStore, Loader, Manifest, Resumed};
 use crate::config::Config;
 use crate::dataflow::{Shared, States};
 use crate::epoch_log::{self, EpochLogError, EpochRecord, LogHeader, LogHome};
@@ -163,7 +163,7 @@ pub fn backfill(plan: BackfillPlan) -> Result<Summary, JobError> {
     let rows_total = Some(tape.iter().map(EpochRecord::offsets).sum());
     let unplayable = |what: String| JobError::Setting(format!("the epoch log in {} cannot be played: {what}", recorded.log_home));
     let known = splits::Known::new(&*recorded.source, &begun, &recorded.starts, base.as_ref(), &tape).map_err(unplayable)?;
-    let stages = stages::Known::new(&begun, base.as_ref(), &tape, &settings.stages.meaning(), false).map_err(unplayable)?;
+    let stages = stages::Known::new(&begun, base.as_ref(), &tape, &settings.stages.meaning(), false, &[]).map_err(unplayable)?;
     let (sealer, names) = known.of_the_log().sealer(Cut::Recorded, config.epoch.rows_max, tape, base.as_ref());
     let head = Head {
         sealer,
@@ -185,6 +185,7 @@ pub fn backfill(plan: BackfillPlan) -> Result<Summary, JobError> {
         in_flight: config.epoch.in_flight as u64,
         durable,
         clustered: false,
+        meaning: header.settings.clone(),
         sinks_through,
         resumed: behind,
         stop: handles.stop.clone(),
@@ -263,12 +264,31 @@ async fn base(
     Ok(asked_for)
 }
 
-/// Refuses a sink that the job writes to: the two would get into each other's way. If the newest checkpoint names it, but it has not even what was
+/// Refuses a sink that the job writes to: the two would get into each other's way. If the newest checkpoint that can be read names it, but it has not even what was
 /// before that checkpoint, then it was emptied or restored, and the job needs it filled.
 async fn not_the_jobs_own(store: &CheckpointStore, sinks: &[Known]) -> Result<(), JobError> {
-    let Some(newest) = store.list().await?.into_iter().find(|listed| listed.name.is_none()) else { return Ok(()) };
-    let Ok(manifest) = store.manifest(&newest).await else { return Ok(()) };
-    let is_its_own = |sink: &&Known| manifest.sinks.contains(&sink.label) && sink.committed >= manifest.epoch;
+    let mut damaged = None;
+    let mut newest = None;
+    for listed in store.list().await?.iter().filter(|listed| listed.name.is_none()) {
+        match store.manifest(listed).await {
+            Ok(manifest) => {
+                newest = Some(manifest);
+                break;
+            }
+            // Or just removed, as the job that runs has made newer ones.
+            Err(error @ CheckpointError::Damaged { .. }) => damaged = damaged.or(Some(error)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let manifest = match (newest, damaged) {
+        (Some(manifest), _) => manifest,
+        (None, Some(error)) => return Err(error.into()),
+        (None, None) => return Ok(()),
+    };
+    let is_its_own = |sink: &&Known| {
+        let named = manifest.sinks.get(&sink.id).is_some_and(|then| then.label == sink.label);
+        named && sink.committed >= manifest.epoch
+    };
     match sinks.iter().find(is_its_own) {
         Some(Known { label, .. }) => Err(JobError::Setting(format!(
             "the job writes to sink {label} itself, as its checkpoint of epoch {} says: it needs no backfill; to fill another one, change the sink's \

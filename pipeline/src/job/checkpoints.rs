@@ -11,7 +11,8 @@ use super::JobError;
 use super::sinks::Known;
 use super::stages::is_in;
 use crate::checkpoint::{
-    CheckpointError, CheckpointStore, Coordinator, CoordinatorSettings, Loader, Manifest, RecorderSettings, Resumed, Trigger, Writers,
+    CheckpointError, CheckpointStore, Coordinator, CoordinatorSettings, Loader, Manifest, RecorderSettings, Resumed, SinkSeen, Trigger,
+    Writers,
 };
 use crate::config::Config;
 use crate::dataflow::States;
@@ -45,10 +46,8 @@ pub(super) struct Start {
     pub process: usize,
     pub processes: usize,
     /// This process's sinks.
-    pub labels: Vec<String>,
+    pub sinks: Vec<SinkSeen>,
     pub header: LogHeader,
-    /// How far each of them has committed.
-    pub committed: Vec<watch::Receiver<Epoch>>,
     pub durable: watch::Receiver<Epoch>,
 }
 
@@ -74,9 +73,9 @@ impl Checkpoints {
         Ok(runtime.block_on(Resumed::newest_manifest(&self.store, header))?)
     }
 
-    /// The newest one from which all of `sinks` can go on: those that had committed through its epoch when it was made, and those that say now that
-    /// they have. The first is more, as a sink commits nothing where its stream has no rows; the second takes in a sink that was filled otherwise.
-    /// What only stages write that come after it lacks nothing.
+    /// The newest one from which all of `sinks` can go on: those that had committed through its epoch when it was made and have not lost any of it, and
+    /// those that say now that they have. The first is more, as a sink commits nothing where its stream has no rows; the second takes in a sink that
+    /// was filled otherwise. What only stages write that come after it lacks nothing.
     pub fn resume(
         &self,
         runtime: &Runtime,
@@ -90,8 +89,10 @@ impl Checkpoints {
             let writers = stages.writers(sink.stream.name());
             !writers.is_empty() && writers.iter().all(|stage| !is_in(stage, manifest))
         };
-        let lacks = |sink: &Known, manifest: &Manifest| {
-            !manifest.sinks.contains(&sink.label) && sink.committed < manifest.epoch && !comes_after(sink, manifest)
+        let lacks = |sink: &Known, manifest: &Manifest| match manifest.sinks.get(&sink.id) {
+            _ if !sink.keeps_record => false,
+            Some(then) => sink.committed < then.recorded,
+            None => sink.committed < manifest.epoch && !comes_after(sink, manifest),
         };
         let usable = |manifest: &Manifest| match sinks.iter().find(|sink| lacks(sink, manifest)) {
             Some(Known { label, committed, .. }) => {
@@ -121,7 +122,7 @@ impl Checkpoints {
         metrics: &Metrics,
         failure: &Failure,
     ) -> Result<Running, JobError> {
-        let Start { process, processes, labels, header, committed, durable } = start;
+        let Start { process, processes, sinks, header, durable } = start;
         if let Some(manifest) = &resumed {
             tracing::info!(epoch = manifest.epoch.0, bytes = manifest.bytes(), "going on from a checkpoint");
         }
@@ -137,12 +138,12 @@ impl Checkpoints {
         let (writers, finished) = Writers::new(runtime.handle().clone(), self.store.clone(), settings, last.epoch);
         runtime.block_on(self.store.forget_life(process))?;
         let coordinator = Coordinator {
-            settings: CoordinatorSettings { process, processes, keep: config.checkpoint.keep, sinks: labels, header },
+            settings: CoordinatorSettings { process, processes, keep: config.checkpoint.keep, header },
             store: self.store,
             writers: writers.count(),
             finished,
             last,
-            committed,
+            sinks,
             durable,
             metrics: metrics.clone(),
             failure: failure.clone(),

@@ -49,6 +49,7 @@ pub(super) fn drivers(
             hub: hub.clone(),
             durable: durable.clone(),
             committed: watch::channel(Epoch(0)).0,
+            recorded: watch::channel(Epoch(0)).0,
             records_end: false,
             metrics: metrics.clone(),
             failure: failure.clone(),
@@ -141,21 +142,29 @@ pub(super) fn through(recovered: &[(Driver, Recovered)]) -> Epoch {
 
 /// What each of them is known by, and what it has committed.
 pub(super) fn known(recovered: &[(Driver, Recovered)]) -> Vec<Known> {
-    recovered
-        .iter()
-        .map(|(driver, known)| Known { label: driver.label.clone(), stream: driver.stream.clone(), committed: known.committed })
-        .collect()
+    let known = |(driver, known): &(Driver, Recovered)| Known {
+        id: driver.id(),
+        label: driver.label.clone(),
+        stream: driver.stream.clone(),
+        committed: known.committed,
+        keeps_record: driver.sink.keeps_record(),
+    };
+    recovered.iter().map(known).collect()
 }
 
 /// A sink of a stream, by what its own store says.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
+    /// The kind of sink and the stream.
+    pub id: String,
     /// Which sink, which stream, and where.
     pub label: String,
     /// The stream.
     pub stream: OutputStream,
     /// Everything through this epoch is in it.
     pub committed: Epoch,
+    /// Whether it knows: else it lacks nothing, as nobody can say what.
+    pub keeps_record: bool,
 }
 
 /// Starts them.

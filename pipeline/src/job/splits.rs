@@ -82,6 +82,11 @@ impl Known {
         Known { added: Vec::new(), ..self }
     }
 
+    /// Whether the log names them all.
+    pub fn added_none(&self) -> bool {
+        self.added.is_empty()
+    }
+
     /// The sealer for them, and their names.
     pub fn sealer(self, cut: Cut, rows_max: u64, tape: Vec<EpochRecord>, resumed: Option<&Manifest>) -> (Sealer, Vec<String>) {
         let Known { mut names, starts, added } = self;

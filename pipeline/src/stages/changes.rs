@@ -51,6 +51,10 @@ impl Sink for ChangesSink {
         self.sink.name()
     }
 
+    fn keeps_record(&self) -> bool {
+        self.sink.keeps_record()
+    }
+
     async fn recover(&mut self) -> Result<Recovered, SinkError> {
         self.sink.recover().await
     }
@@ -66,5 +70,9 @@ impl Sink for ChangesSink {
 
     async fn maintain(&mut self) -> Result<(), SinkError> {
         self.sink.maintain().await
+    }
+
+    async fn keep_alive(&mut self) -> Result<(), SinkError> {
+        self.sink.keep_alive().await
     }
 }

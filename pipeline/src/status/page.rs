@@ -192,7 +192,7 @@ mod tests {
     fn a_sink_is_as_far_as_its_last_stream() {
         let metrics = Metrics::new();
         for (stream, epoch) in [("order_lines", 7), ("dead_letters", 5)] {
-            metrics.sink_committed("delta", stream, Epoch(epoch), Duration::ZERO);
+            metrics.sink_through("delta", stream, Epoch(epoch));
         }
         let families = metrics.gather();
         assert_eq!(Figures(&families).least_by_label("orderflow_sink_epoch_committed", "sink")["delta"], 5.0);
