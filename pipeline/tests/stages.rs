@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
-use common::{epochs, replay, replay_command};
+use common::{delta_table, epochs, replay, replay_command};
 use orderflow_fixtures::clickhouse_server::{ClickHouseServer, ClickHouseServerError, ServeCommand, ServerOptions, serve_from_env};
 use orderflow_fixtures::generate::{Compression, GenerateSettings, write_folder};
 use orderflow_fixtures::hostile;
@@ -449,6 +449,31 @@ fn stages_that_come_to_a_job_begin_with_its_next_epoch() {
     let expected = count(of_stock, "sku");
     assert!(!expected.is_empty(), "no stock moved, so nothing is tested");
     assert_eq!(found.into_iter().filter(|(sku, _)| sku != "null").collect::<BTreeMap<_, _>>(), expected, "seed {seed}");
+}
+
+/// Event times are any that 64 bits have: windows end at each of them, also where they begin before the first.
+#[test]
+fn windows_at_the_ends_of_time() {
+    let (input, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let order = |id: &str, event_time: Value| {
+        let line = json!({"sku": "S", "quantity": 1, "unit_price": 1});
+        json!({"type": "order_placed", "order_id": id, "customer_id": "c", "event_time": event_time, "currency": "USD", "lines": [line]})
+    };
+    let orders = [
+        order("first", json!(-9_223_372_036_854_775_i64)),
+        order("usual", json!("2026-01-05T10:00:00Z")),
+        order("last", json!("2026-01-06T10:00:00Z")),
+    ];
+    std::fs::write(input.path().join("orders-000.jsonl"), orders.map(|order| format!("{order}\n")).concat()).unwrap();
+    std::fs::write(input.path().join("inventory-000.jsonl"), "").unwrap();
+    let stage = out.path().join("counted.sql");
+    let text = "CREATE TABLE counted WITH (connector = 'stream');
+        INSERT INTO counted SELECT rows FROM (
+          SELECT hop(INTERVAL '1 minute', INTERVAL '10 minute') AS window, count(*) AS rows FROM order_decisions GROUP BY 1)";
+    std::fs::write(&stage, text).unwrap();
+    replay(input.path(), out.path(), &["--set", &format!("stages.files=[{stage:?}]")]);
+    // Ten for each of the first two; those of the last are not over.
+    assert_eq!(delta_table(out.path(), "counted").len(), 20);
 }
 
 #[test]

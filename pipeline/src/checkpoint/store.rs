@@ -152,7 +152,7 @@ impl CheckpointStore {
 
     /// Reads an object from behind the `bytes` that are known to its end; none if it is not there. After an error `bytes` are as many as came.
     async fn read_on(&self, path: &Path, bytes: &mut Vec<u8>) -> object_store::Result<Option<Bytes>> {
-        let range = (!bytes.is_empty()).then(|| GetRange::Offset(bytes.len() as u64));
+        let range = (!bytes.is_empty()).then_some(GetRange::Offset(bytes.len() as u64));
         let options = GetOptions { range, ..GetOptions::default() };
         let found = match self.answered(self.store.get_opts(path, options)).await {
             Ok(found) => found,

@@ -182,7 +182,7 @@ enum FileState {
     Encoding(Task),
     /// The store did not take it.
     Encoded(EncodedFile),
-    Stored(Add),
+    Stored(Box<Add>),
 }
 
 struct Task(JoinHandle<Result<Ended, EncodeError>>);
@@ -260,13 +260,13 @@ impl FileWriter {
             let Ended { file, stored } = task.await.map_err(EncodeError::from)??;
             // The first try counts as ours.
             self.state = FileState::Encoded(file);
-            self.state = FileState::Stored(stored?);
+            self.state = FileState::Stored(Box::new(stored?));
         }
         if let FileState::Encoded(file) = &self.state {
-            self.state = FileState::Stored(file.put(store, true).await?);
+            self.state = FileState::Stored(Box::new(file.put(store, true).await?));
         }
         match &self.state {
-            FileState::Stored(add) => Ok(add.clone()),
+            FileState::Stored(add) => Ok(Add::clone(add)),
             FileState::Encoding(_) | FileState::Encoded(_) => unreachable!("both were left above"),
         }
     }
