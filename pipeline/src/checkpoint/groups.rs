@@ -191,7 +191,7 @@ mod tests {
             let Ok(()) = self.recorder.epoch(&info, dump);
             let (mut groups, mut lost) = (BTreeMap::new(), false);
             while let Ok(written) = self.written.try_recv() {
-                self.waiting.done(matches!(written, Written::Base { .. }), written.bytes());
+                self.waiting.done(written.is_base(), written.bytes());
                 match written {
                     Written::Base { group, rows, .. } => drop(groups.insert(group.0, rows.is_some())),
                     Written::Lost { .. } => lost = true,

@@ -271,7 +271,7 @@ fn is_data_name(name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     fn bases(kinds: &[KeyKind], groups: std::ops::Range<u16>, epoch: u64) -> BTreeMap<String, BTreeMap<u16, Base>> {
@@ -294,7 +294,7 @@ mod tests {
         assert!(matches!(Manifest::from_json(json.to_string().as_bytes()), Err(ManifestError::Format(1))));
     }
 
-    fn header() -> LogHeader {
+    pub fn header() -> LogHeader {
         LogHeader {
             format: LogHeader::FORMAT,
             job: "job".into(),

@@ -33,6 +33,10 @@ pub(super) enum Written {
 }
 
 impl Written {
+    pub fn is_base(&self) -> bool {
+        matches!(self, Written::Base { .. })
+    }
+
     /// Bytes of rows in memory.
     pub fn bytes(&self) -> usize {
         match self {
@@ -50,18 +54,18 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    fn of(&self, written: &Written) -> &AtomicUsize {
-        if matches!(written, Written::Base { .. }) { &self.bases } else { &self.changes }
+    fn of(&self, is_base: bool) -> &AtomicUsize {
+        if is_base { &self.bases } else { &self.changes }
     }
 
     /// It is on its way.
     pub fn sent(&self, written: &Written) {
-        self.of(written).fetch_add(written.bytes(), Ordering::Relaxed);
+        self.of(written.is_base()).fetch_add(written.bytes(), Ordering::Relaxed);
     }
 
     /// It is no longer in memory; told by what was sent, which may be gone.
     pub fn done(&self, is_base: bool, bytes: usize) {
-        if is_base { &self.bases } else { &self.changes }.fetch_sub(bytes, Ordering::Relaxed);
+        self.of(is_base).fetch_sub(bytes, Ordering::Relaxed);
     }
 
     pub fn changes(&self) -> usize {
@@ -187,12 +191,11 @@ impl Recorder {
     }
 
     fn send(&mut self, written: Written) {
-        let (epoch, bytes) = match &written {
-            Written::Changes { epoch, .. } | Written::Base { epoch, .. } => (*epoch, written.bytes()),
-            Written::Lost { epoch } | Written::Checkpoint { epoch } => (*epoch, 0),
-        };
         let are_too_many = self.lost || self.channel.waiting.changes() >= self.settings.waiting_bytes_max;
-        if matches!(written, Written::Changes { .. }) && bytes > 0 && are_too_many {
+        if let Written::Changes { epoch, .. } = written
+            && written.bytes() > 0
+            && are_too_many
+        {
             self.lost = true;
             // Later bases only may be taken up.
             let _ = self.channel.written.send(Written::Lost { epoch });
@@ -258,8 +261,8 @@ mod tests {
             recorder.epoch(&info, &mut Changing);
             while let Ok(written) = queue.try_recv() {
                 assert!(!matches!(written, Written::Lost { .. }), "epoch {epoch}: {written:?}");
-                bases += usize::from(matches!(written, Written::Base { .. }));
-                waiting.done(matches!(written, Written::Base { .. }), written.bytes());
+                bases += usize::from(written.is_base());
+                waiting.done(written.is_base(), written.bytes());
             }
         }
         assert!(bases >= 7, "{bases} bases in 8 checkpoints");

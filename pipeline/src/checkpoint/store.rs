@@ -437,6 +437,7 @@ mod tests {
     use orderflow_faults::store::{Call, Fault, Faults, FaultyStore};
 
     use super::super::manifest::FileKind;
+    use super::super::manifest::tests::header;
     use super::*;
 
     const SHORT: Patience = Patience { answer: Duration::from_millis(200), tries: 2, backoff: Duration::from_millis(1) };
@@ -539,14 +540,6 @@ mod tests {
     }
 
     fn manifest(epoch: u64, files: &[String]) -> Manifest {
-        let header = LogHeader {
-            format: LogHeader::FORMAT,
-            job: "job".into(),
-            splits: Vec::new(),
-            starts: Vec::new(),
-            topics: BTreeMap::new(),
-            settings: BTreeMap::new(),
-        };
         let file = DataFile {
             operator: "stock".into(),
             kind: FileKind::Changes,
@@ -559,7 +552,7 @@ mod tests {
             crc32: 0,
         };
         let files = files.iter().map(|name| (name.clone(), file.clone())).collect();
-        Manifest { epoch: Epoch(epoch), files, ..Manifest::nothing(header) }
+        Manifest { epoch: Epoch(epoch), files, ..Manifest::nothing(header()) }
     }
 
     /// A file that a writer begins with an epoch.

@@ -153,7 +153,7 @@ struct Writer {
 impl Writer {
     async fn run(mut self, mut queue: mpsc::UnboundedReceiver<Written>, waiting: Arc<Waiting>, finished: mpsc::UnboundedSender<Finished>) {
         while let Some(written) = queue.recv().await {
-            let (is_base, bytes) = (matches!(written, Written::Base { .. }), written.bytes());
+            let (is_base, bytes) = (written.is_base(), written.bytes());
             match written {
                 Written::Changes { epoch, rows } => self.changes(epoch, &rows).await,
                 Written::Base { epoch, group, rows } => self.base(epoch, group.0, rows.as_ref()).await,

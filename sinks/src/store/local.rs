@@ -60,7 +60,10 @@ pub fn local_disk(error: io::Error) -> Error {
     Error::Generic { store: "local disk", source: error.into() }
 }
 
-async fn blocking<T: Send + 'static>(path: PathBuf, work: impl FnOnce(&FilePath) -> io::Result<T> + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(
+    path: PathBuf,
+    work: impl FnOnce(&FilePath) -> io::Result<T> + Send + 'static,
+) -> Result<T> {
     tokio::task::spawn_blocking(move || work(&path).map_err(|e| failed(&path, e))).await?
 }
 

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use object_store::{MultipartUpload, PutPayload, PutResult, Result, UploadPart};
 
-use super::local::{failed, make_folder, staged, sync};
+use super::local::{blocking, failed, make_folder, staged, sync};
 
 /// Each part is on the disk when it is taken, and then leaves the page cache.
 ///
@@ -33,10 +33,6 @@ impl PartsOfFile {
         let file = OpenOptions::new().write(true).create_new(true).open(&staged)?;
         Ok(PartsOfFile { file: Arc::new(file), staged: Some(staged), path: path.to_owned(), bytes: 0 })
     }
-}
-
-async fn blocking(path: &Path, work: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<()> {
-    tokio::task::spawn_blocking(work).await?.map_err(|error| failed(path, error))
 }
 
 fn write_at(file: &File, part: &PutPayload, at: u64) -> io::Result<()> {
@@ -76,27 +72,27 @@ impl MultipartUpload for PartsOfFile {
         let at = self.bytes;
         self.bytes += data.content_length() as u64;
         let (file, path) = (self.file.clone(), self.path.clone());
-        async move { blocking(&path, move || write_at(&file, &data, at)).await }.boxed()
+        blocking(path, move |_| write_at(&file, &data, at)).boxed()
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
         let staged = self.staged.take().ok_or_else(|| failed(&self.path, io::Error::other("it was ended before")))?;
-        let (file, path) = (self.file.clone(), self.path.clone());
-        let complete = move || {
-            let done = file.sync_all().and_then(|()| std::fs::rename(&staged, &path)).and_then(|()| path.parent().map_or(Ok(()), sync));
+        let file = self.file.clone();
+        let complete = move |path: &Path| {
+            let done = file.sync_all().and_then(|()| std::fs::rename(&staged, path)).and_then(|()| path.parent().map_or(Ok(()), sync));
             if done.is_err() {
                 // What matters is told by `done`.
                 let _ = std::fs::remove_file(&staged);
             }
             done
         };
-        blocking(&self.path, complete).await?;
+        blocking(self.path.clone(), complete).await?;
         Ok(PutResult { e_tag: None, version: None })
     }
 
     async fn abort(&mut self) -> Result<()> {
         match self.staged.take() {
-            Some(staged) => blocking(&self.path, move || std::fs::remove_file(staged)).await,
+            Some(staged) => blocking(self.path.clone(), move |_| std::fs::remove_file(staged)).await,
             None => Ok(()),
         }
     }
