@@ -498,7 +498,7 @@ pub struct DeltaConfig {
     pub enabled: bool,
     /// Folder of the tables, one below it for each stream: a path or a URL. Empty: `delta` in the job's (or the replay's) folder.
     pub url: String,
-    /// Longest time from an epoch's end to its commit.
+    /// Longest time from an epoch's end until its commit begins, where none is under way.
     pub commit_interval: Interval,
     /// Most rows of a stream in a commit; what is over goes to the next.
     pub commit_rows_max: u64,
@@ -645,7 +645,7 @@ pub struct KafkaSinkConfig {
     pub message_bytes_max: ByteSize,
     /// Which streams; empty: all.
     pub streams: Vec<String>,
-    /// Longest time from an epoch's end to its commit.
+    /// Longest time from an epoch's end until its commit begins, where none is under way.
     pub commit_interval: Interval,
     /// Most rows of a stream in a transaction.
     pub commit_rows_max: u64,

@@ -3,7 +3,7 @@
 //! # Design
 //!
 //! Epochs come in order. Those that the sink has committed in an earlier life are skipped. The others are written, and committed in
-//! groups: after `interval`, or when `rows_max` rows are written or half of what the queue may hold, so that the other half can fill meanwhile; but
+//! groups: `interval` after their first rows came, or when `rows_max` rows are written or half of what the queue may hold, so that the other half can fill meanwhile; but
 //! only when the epoch log is durable through the group, since a result must not outlive the record of the epoch that it came from. A group that an earlier life began is committed through
 //! exactly the epoch that it recorded.
 //!
@@ -29,7 +29,7 @@ use crate::sink_hub::{QueueEnd, SinkHub};
 /// When a sink commits and how it is tried again.
 #[derive(Clone, Copy, Debug)]
 pub struct DriverSettings {
-    /// Longest time from an epoch's end to its commit.
+    /// Longest time from an epoch's end until its commit begins, where none is under way: then that one's end.
     pub interval: Duration,
     /// Rows in a group after which it is committed.
     pub rows_max: u64,
@@ -74,6 +74,7 @@ struct Group {
     /// What its deliveries take in the queue until it is committed.
     weight: u64,
     through: Option<Epoch>,
+    /// When its first rows came to the queue.
     since: Option<Instant>,
 }
 
@@ -114,8 +115,10 @@ impl Driver {
         let mut alive = Instant::now() + KEEP_ALIVE;
         let mut group = Group::default();
         let mut last = committed;
+        // Deliveries that came while a commit was under way. The next group has them all, also where its first ones waited for so long that it is due.
+        let mut piled_up = 0_usize;
         loop {
-            let deadline = group.since.map(|since| since + self.settings.interval);
+            let deadline = group.since.map(|since| since + self.settings.interval).filter(|_| piled_up == 0);
             let delivery = tokio::select! {
                 biased;
                 () = sleep_until(Some(alive)), if group.through.is_none() && group_through.is_none() => {
@@ -125,6 +128,7 @@ impl Driver {
                 () = sleep_until(deadline), if group.through.is_some() && group_through.is_none() => None,
                 delivery = self.queue.deliveries.recv() => Some(delivery),
             };
+            piled_up = piled_up.saturating_sub(1);
             let full = match delivery {
                 None => true,
                 Some(None) => {
@@ -138,7 +142,7 @@ impl Driver {
                     return Ok(());
                 }
                 Some(Some(delivery)) => {
-                    let (epoch, weight) = (delivery.epoch, delivery.weight());
+                    let (epoch, at, weight) = (delivery.epoch, delivery.at, delivery.weight());
                     last = last.max(epoch);
                     let begun = group_through == Some(epoch);
                     if begun {
@@ -153,7 +157,7 @@ impl Driver {
                     if let Some(rows) = delivery.rows.filter(|_| epoch > committed) {
                         group.rows += rows.num_rows() as u64;
                         self.write(epoch, rows).await?;
-                        group.since.get_or_insert_with(Instant::now);
+                        group.since.get_or_insert(at);
                     }
                     if group.rows > 0 || begun {
                         group.through = Some(epoch);
@@ -169,6 +173,7 @@ impl Driver {
             };
             if full {
                 self.commit(&mut group).await?;
+                piled_up = self.queue.deliveries.len();
                 alive = Instant::now() + KEEP_ALIVE;
             }
         }
@@ -231,7 +236,10 @@ impl Driver {
             self.pause(&error, &mut backoff).await?;
         }
         self.metrics.sink_rows(self.sink.name(), self.stream.name(), group.rows);
-        self.metrics.sink_commit(self.sink.name(), started.elapsed());
+        let took = started.elapsed();
+        let (sink, stream) = (self.sink.name(), self.stream.name());
+        tracing::debug!(sink, stream, %through, rows = group.rows, since_first = ?group.since.map(|since| since.elapsed()), ?took, "committed");
+        self.metrics.sink_commit(sink, took);
         self.hub.taken(&self.stream, &self.queue.backlog, group.weight);
         self.show_backlog();
         self.is_through(through);
@@ -281,5 +289,94 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use arrow::array::{Int64Array, RecordBatch};
+    use async_trait::async_trait;
+    use orderflow_operators::streams::Stream;
+    use tokio::sync::{Semaphore, mpsc};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// A sink whose commits wait until they are let through.
+    struct Slow {
+        begun: mpsc::UnboundedSender<Epoch>,
+        let_through: Arc<Semaphore>,
+        written: Arc<Mutex<Vec<Epoch>>>,
+    }
+
+    #[async_trait]
+    impl Sink for Slow {
+        fn name(&self) -> &str {
+            "slow"
+        }
+
+        async fn recover(&mut self) -> Result<Recovered, SinkError> {
+            Ok(Recovered { committed: Epoch(0), group_through: None })
+        }
+
+        async fn write(&mut self, rows: EpochRows) -> Result<(), SinkError> {
+            self.written.lock().unwrap().push(rows.epoch);
+            Ok(())
+        }
+
+        async fn commit(&mut self, through: Epoch) -> Result<(), SinkError> {
+            self.begun.send(through).unwrap();
+            self.let_through.acquire().await.unwrap().forget();
+            Ok(())
+        }
+    }
+
+    /// Longer than any step of the test takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// What waited longer than the interval while a commit was under way is committed at once, and all of it together.
+    #[tokio::test]
+    async fn what_piled_up_behind_a_slow_commit_is_committed_at_once_and_together() {
+        let interval = Duration::from_secs(3);
+        let (stream, metrics) = (OutputStream::from(Stream::OrderDecisions), Metrics::new());
+        let hub = Arc::new(SinkHub::new(metrics.clone(), || 0));
+        let queue = hub.queue(&stream, 1_000_000);
+        let (begun, mut commits) = mpsc::unbounded_channel();
+        let (let_through, written) = (Arc::new(Semaphore::new(0)), Arc::default());
+        let sink = Slow { begun, let_through: let_through.clone(), written: Arc::clone(&written) };
+        let (committed, mut through) = watch::channel(Epoch(0));
+        let (_durable, durable) = watch::channel(Epoch(100));
+        let driver = Driver {
+            label: "slow".to_owned(),
+            sink: Box::new(sink),
+            stream: stream.clone(),
+            settings: DriverSettings { interval, rows_max: 1_000_000, backoff_min: interval, backoff_max: interval },
+            queue,
+            hub: hub.clone(),
+            durable,
+            committed,
+            recorded: watch::Sender::new(Epoch(0)),
+            records_end: false,
+            metrics,
+            failure: Failure::default(),
+        };
+        let rows = RecordBatch::try_from_iter([("n", Arc::new(Int64Array::from(vec![1])) as _)]).unwrap();
+        let driven = tokio::spawn(driver.run(Recovered { committed: Epoch(0), group_through: None }));
+        assert!(hub.offer(&stream, Epoch(1), Some(&rows)));
+        assert_eq!(timeout(LONG, commits.recv()).await.unwrap(), Some(Epoch(1)));
+        for epoch in 2..=6 {
+            assert!(hub.offer(&stream, Epoch(epoch), (epoch % 2 == 0).then_some(&rows)));
+        }
+        tokio::time::sleep(interval).await;
+        let_through.add_permits(1);
+        // Not only after another interval.
+        assert_eq!(timeout(interval, commits.recv()).await.unwrap(), Some(Epoch(6)));
+        assert_eq!(*written.lock().unwrap(), [1, 2, 4, 6].map(Epoch));
+        let_through.add_permits(1);
+        timeout(LONG, through.wait_for(|&through| through == Epoch(6))).await.unwrap().unwrap();
+        drop(hub);
+        driven.abort();
     }
 }

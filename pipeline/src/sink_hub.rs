@@ -23,6 +23,8 @@ pub struct Delivery {
     pub epoch: Epoch,
     /// Its rows, if it has any.
     pub rows: Option<RecordBatch>,
+    /// When it was sent.
+    pub at: Instant,
 }
 
 impl Delivery {
@@ -118,9 +120,10 @@ impl SinkHub {
         if queues.iter().any(|q| q.backlog.rows() >= q.backlog.rows_max) {
             return false;
         }
+        let at = Instant::now();
         for queue in queues {
             // A closed queue means that its sink failed and the job is ending.
-            let delivery = Delivery { epoch, rows: rows.cloned() };
+            let delivery = Delivery { epoch, rows: rows.cloned(), at };
             queue.backlog.rows.fetch_add(delivery.weight(), Ordering::Relaxed);
             let _ = queue.deliveries.send(delivery);
         }
