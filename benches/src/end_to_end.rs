@@ -8,8 +8,10 @@
 //! cargo run --release -p orderflow-benches --bin end-to-end -- stages --orders 1000000 --pairs 7
 //! ```
 
+mod calm;
 mod recovery;
 mod stages;
+mod stalls;
 
 use std::error::Error;
 use std::os::unix::process::ExitStatusExt;
@@ -27,6 +29,8 @@ use orderflow::metrics::LatencyHistogram;
 use orderflow::status::Phase;
 use orderflow_fixtures::clickhouse_server::{ClickHouseServer, ServeCommand, ServerOptions, serve_from_env};
 use orderflow_fixtures::generate::{Compression, FlashSale, GenerateSettings, write_folder};
+
+use crate::calm::Calm;
 
 /// That of the job's binary.
 #[global_allocator]
@@ -205,6 +209,9 @@ struct Measured {
     max_ms: f64,
     /// Without those of the first seconds ([`WARM_UP`]).
     warm_p99_ms: f64,
+    /// Where the machine did not stand still ([`stalls`]), and the share of rows of which that is; not a number where it is not known.
+    calm_p99_ms: f64,
+    calm_share: f64,
 }
 
 /// From the moment on that a job is live. What comes at a pace begins three seconds later, and then finds tables that have yet to grow, and memory that was
@@ -239,12 +246,22 @@ fn replay(input: PathBuf, out: PathBuf, rate: Option<f64>, rows_max: Option<u64>
             *while_cold.lock().unwrap_or_else(PoisonError::into_inner) = metrics.latencies();
         }
     });
+    let calm = rate.and_then(|_| Calm::watch(metrics.clone()));
     let summary = job::replay(ReplayPlan { config, input, out, rate, cluster: None, handles })?;
     let live = live.recv()?;
     let while_cold = while_cold.lock().unwrap_or_else(PoisonError::into_inner);
     let (all, warm) = (summary.latency.unwrap_or_default(), metrics.latencies().since(&while_cold).quantiles().unwrap_or_default());
     let [p50, p99, max, warm_p99] = [all.p50, all.p99, all.max, warm.p99].map(|time| time.as_secs_f64() * 1e3);
-    println!("{} {} {} {p50} {p99} {max} {warm_p99}", summary.decisions.total(), summary.seconds, live.as_secs_f64());
+    let (calm_p99, calm_share) = calm.map_or((f64::NAN, f64::NAN), |calm| {
+        let (latency, share) = calm.end(&metrics.latencies());
+        (latency.p99.as_secs_f64() * 1e3, share)
+    });
+    println!(
+        "{} {} {} {p50} {p99} {max} {warm_p99} {calm_p99} {calm_share}",
+        summary.decisions.total(),
+        summary.seconds,
+        live.as_secs_f64()
+    );
     Ok(())
 }
 
@@ -306,7 +323,7 @@ fn finish(mut child: Child) -> Outcome<Measured> {
         return Err(format!("the replay ended with {status}").into());
     }
     let numbers: Vec<f64> = answer.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-    let &[orders, seconds, live_seconds, p50_ms, p99_ms, max_ms, warm_p99_ms] = numbers.as_slice() else {
+    let &[orders, seconds, live_seconds, p50_ms, p99_ms, max_ms, warm_p99_ms, calm_p99_ms, calm_share] = numbers.as_slice() else {
         return Err(format!("the replay answered `{answer}`").into());
     };
     let time = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
@@ -323,6 +340,8 @@ fn finish(mut child: Child) -> Outcome<Measured> {
         p99_ms,
         max_ms,
         warm_p99_ms,
+        calm_p99_ms,
+        calm_share,
     })
 }
 
@@ -405,18 +424,20 @@ fn latency(orders_per_s: f64, seconds: f64, runs: usize, workers: usize, setting
     let rows = cut_behind_orders(&input)?;
     let rate = rows as f64 / (seconds * ORDERS_KEPT);
     println!(
-        "| run | orders/s | CPU, cores | p50, ms | p99, ms | most, ms | p99 without the first 12 s |\n| --- | --- | --- | --- | --- | --- | --- |"
+        "| run | orders/s | CPU, cores | p50, ms | p99, ms | most, ms | p99 without the first 12 s | p99 where the machine did not stand still | of all orders, % |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     );
     for run in 1..=runs {
         let out = folder.path().join("out");
         let mut settings = settings.to_vec();
         settings.push(format!("job.workers={workers}"));
         let measured = finish(start(Replay { rate: Some(rate), with_memory: true, ..Replay::new(&input, &out, &settings) })?)?;
-        let Measured { orders, seconds, cpu_seconds, p50_ms, p99_ms, max_ms, warm_p99_ms, .. } = measured;
+        let Measured { orders, seconds, cpu_seconds, p50_ms, p99_ms, max_ms, warm_p99_ms, calm_p99_ms, calm_share, .. } = measured;
         println!(
-            "| {run} | {:.0} | {:.2} | {p50_ms:.1} | {p99_ms:.1} | {max_ms:.1} | {warm_p99_ms:.1} |",
+            "| {run} | {:.0} | {:.2} | {p50_ms:.1} | {p99_ms:.1} | {max_ms:.1} | {warm_p99_ms:.1} | {calm_p99_ms:.1} | {:.1} |",
             orders / seconds,
-            cpu_seconds / seconds
+            cpu_seconds / seconds,
+            calm_share * 100.0
         );
         std::fs::remove_dir_all(&out)?;
     }

@@ -6,10 +6,12 @@
 //! cargo run --release -p orderflow-benches --bin live -- throughput --orders 1000000
 //! ```
 
+mod stalls;
+
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Once};
@@ -30,6 +32,8 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+use crate::stalls::{AFTER, Meter};
 
 /// That of the job's binary.
 #[global_allocator]
@@ -69,6 +73,10 @@ enum Bench {
         /// Java heap of the broker.
         #[arg(long, default_value = "1g")]
         heap: String,
+        /// Where the broker's messages are: a folder in memory (/dev/shm) is as if it had a disk of its own, where the job's `fsync` does not wait for
+        /// its writes.
+        #[arg(long, default_value_os_t = std::env::temp_dir())]
+        broker_folder: PathBuf,
         /// More settings, as the job takes them.
         #[arg(long = "set")]
         settings: Vec<String>,
@@ -110,8 +118,18 @@ enum Bench {
 fn main() -> ExitCode {
     allocator::set_up();
     let done = match Arguments::parse().bench {
-        Bench::Latency { orders_per_s, seconds, warm_up_seconds, workers, partitions, producer_linger_ms, heap, settings } => {
-            let plan = LatencyPlan { seconds, warm_up_seconds, workers, partitions, producer_linger_ms, heap, settings };
+        Bench::Latency {
+            orders_per_s,
+            seconds,
+            warm_up_seconds,
+            workers,
+            partitions,
+            producer_linger_ms,
+            heap,
+            broker_folder,
+            settings,
+        } => {
+            let plan = LatencyPlan { seconds, warm_up_seconds, workers, partitions, producer_linger_ms, heap, broker_folder, settings };
             println!("{LATENCY_HEAD}");
             orders_per_s.iter().try_for_each(|&rate| plan.run(rate).map(|row| println!("{row}")))
         }
@@ -277,8 +295,8 @@ fn engine_topic(topic: Topic) -> orderflow_operators::decoder::Topic {
 
 /// Heads of the columns that `latency` fills. CPU is in cores, from the end of the warm-up to the last result.
 const LATENCY_HEAD: &str = "\
-| orders/s | decisions counted | p50, ms | p90, ms | p99, ms | most, ms | within the job: p50 | p99 | epochs/s | job's CPU | broker's | producer's and consumer's | others' |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |";
+| orders/s | decisions counted | p50, ms | p90, ms | p99, ms | most, ms | p99 where the machine did not stand still | of all decisions, % | within the job: p50 | p99 | epochs/s | job's CPU | broker's | producer's and consumer's | others' |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |";
 
 /// How long the first and the last results may take.
 const RESULTS_WAIT: Duration = Duration::from_secs(60);
@@ -306,6 +324,7 @@ struct LatencyPlan {
     partitions: u32,
     producer_linger_ms: u32,
     heap: String,
+    broker_folder: PathBuf,
     settings: Vec<String>,
 }
 
@@ -314,7 +333,8 @@ impl LatencyPlan {
     fn run(&self, orders_per_s: f64) -> Outcome<String> {
         let partitions = self.partitions;
         let folder = tempfile::tempdir()?;
-        let broker = KafkaBroker::start(folder.path(), &self.heap)?;
+        let broker_folder = tempfile::tempdir_in(&self.broker_folder)?;
+        let broker = KafkaBroker::start(broker_folder.path(), &self.heap)?;
         let linger_ms = self.producer_linger_ms.to_string();
         let writer_settings = topics(&broker, &[("linger.ms", &linger_ms)]);
         let mut writer = TopicWriter::connect(writer_settings.clone(), partitions, 1)?;
@@ -355,8 +375,10 @@ impl LatencyPlan {
         let started = produced.started;
         let warm = Duration::from_secs_f64(self.warm_up_seconds);
         let mut cpu_before = None;
-        let ((seen, mut latencies), elapsed) = std::thread::scope(|scope| -> Outcome<_> {
-            let consume = scope.spawn(|| consume(&consumer, &produced, warm.as_micros() as u32));
+        let ended = Arc::new(AtomicBool::new(false));
+        let meter = Meter::start(ended.clone(), AFTER);
+        let (Seen { decisions, mut latencies, mut calm }, elapsed) = std::thread::scope(|scope| -> Outcome<_> {
+            let consume = scope.spawn(|| consume(&consumer, &produced, warm.as_micros() as u32, meter.as_ref()));
             let mut next = vec![0_usize; partitions as usize];
             // Messages are due as their orders are.
             let mut produce = |topic: Topic, split: u32, key: &[u8], payload: &[u8]| -> Outcome<()> {
@@ -396,15 +418,17 @@ impl LatencyPlan {
         let mut answer = String::new();
         said.read_to_string(&mut answer)?;
         let measured = finish_with(job, answer)?;
-        if seen as f64 != measured.orders {
-            return Err(format!("{seen} decisions were read, of {} that the job made", measured.orders).into());
+        ended.store(true, Ordering::Relaxed);
+        if decisions as f64 != measured.orders {
+            return Err(format!("{decisions} decisions were read, of {} that the job made", measured.orders).into());
         }
         latencies.sort_unstable();
-        let at = |share: f64| latencies.get(((latencies.len() as f64 * share) as usize).min(latencies.len().saturating_sub(1))).copied();
-        let [p50, p90, p99, most] = [0.5, 0.9, 0.99, 1.0].map(|share| f64::from(at(share).unwrap_or_default()) / 1e3);
+        calm.sort_unstable();
+        let [p50, p90, p99, most] = [0.5, 0.9, 0.99, 1.0].map(|share| quantile_ms(&latencies, share));
+        let (calm_p99, calm_share) = (quantile_ms(&calm, 0.99), calm.len() as f64 / latencies.len().max(1) as f64 * 100.0);
         let cores = |at: usize| (cpu_after[at] - cpu_before[at]) / counted_seconds;
         Ok(format!(
-            "| {:.0} | {} | {p50:.1} | {p90:.1} | {p99:.1} | {most:.1} | {:.1} | {:.1} | {:.0} | {:.2} | {:.2} | {:.2} | {:.2} |",
+            "| {:.0} | {} | {p50:.1} | {p90:.1} | {p99:.1} | {most:.1} | {calm_p99:.1} | {calm_share:.1} | {:.1} | {:.1} | {:.0} | {:.2} | {:.2} | {:.2} | {:.2} |",
             measured.orders / elapsed,
             latencies.len(),
             measured.p50_ms,
@@ -450,10 +474,26 @@ fn consumer(brokers: &str, topic: &str) -> Outcome<BaseConsumer> {
     }
 }
 
-/// Takes all decisions: how many, and the latencies of those that were produced later than `warm_us`, in microseconds.
-fn consume(consumer: &BaseConsumer, produced: &Produced, warm_us: u32) -> Result<(u64, Vec<u32>), String> {
-    let mut latencies = Vec::new();
-    let (mut seen, mut last) = (0_u64, Instant::now());
+/// Of microseconds in order, in milliseconds.
+fn quantile_ms(latencies: &[u32], share: f64) -> f64 {
+    let at = ((latencies.len() as f64 * share) as usize).min(latencies.len().saturating_sub(1));
+    latencies.get(at).map_or(f64::NAN, |&us| f64::from(us) / 1e3)
+}
+
+/// What came to the consumer.
+#[derive(Default)]
+struct Seen {
+    decisions: u64,
+    /// Of those that were produced behind the warm-up; microseconds.
+    latencies: Vec<u32>,
+    /// Of those of them that came where the machine did not stand still.
+    calm: Vec<u32>,
+}
+
+/// Takes all decisions.
+fn consume(consumer: &BaseConsumer, produced: &Produced, warm_us: u32, meter: Option<&Meter>) -> Result<Seen, String> {
+    let mut seen = Seen::default();
+    let mut last = Instant::now();
     loop {
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
@@ -463,9 +503,12 @@ fn consume(consumer: &BaseConsumer, produced: &Produced, warm_us: u32) -> Result
                 // The first split is that of inventory.
                 let time = produced.partitions[split as usize - 1][offset as usize].load(Ordering::Relaxed);
                 if time != UNKNOWN && time >= warm_us {
-                    latencies.push(now - time);
+                    seen.latencies.push(now - time);
+                    if meter.is_some_and(Meter::is_calm) {
+                        seen.calm.push(now - time);
+                    }
                 }
-                seen += 1;
+                seen.decisions += 1;
                 last = Instant::now();
             }
             Some(Err(KafkaError::PartitionEOF(_))) | None => {}
@@ -473,10 +516,10 @@ fn consume(consumer: &BaseConsumer, produced: &Produced, warm_us: u32) -> Result
         }
         // A few of those that were sent are malformed, and nothing comes of them here.
         if produced.ended.load(Ordering::Acquire) && last.elapsed() > SILENCE {
-            return Ok((seen, latencies));
+            return Ok(seen);
         }
         if last.elapsed() > RESULTS_WAIT {
-            return Err(format!("no decision came for {} s, after {seen}", RESULTS_WAIT.as_secs()));
+            return Err(format!("no decision came for {} s, after {}", RESULTS_WAIT.as_secs(), seen.decisions));
         }
     }
 }

@@ -57,6 +57,21 @@ impl LatencyHistogram {
         LatencyHistogram { total: self.total - earlier.total, counts, max }
     }
 
+    /// Counts what another one has, too.
+    pub fn add(&mut self, other: &LatencyHistogram) {
+        if other.counts.len() > self.counts.len() {
+            self.counts.resize(other.counts.len(), 0);
+        }
+        self.counts.iter_mut().zip(&other.counts).for_each(|(count, more)| *count += more);
+        self.total += other.total;
+        self.max = self.max.max(other.max);
+    }
+
+    /// How many rows were counted.
+    pub fn rows(&self) -> u64 {
+        self.total
+    }
+
     /// The quantiles, if there was a row.
     pub fn quantiles(&self) -> Option<Latency> {
         let quantile = |per_mille: u64| {
@@ -124,5 +139,8 @@ mod tests {
         latencies.record(Duration::from_millis(2), 5);
         let Latency { p50, max, .. } = latencies.since(&earlier).quantiles().expect("there were five more");
         assert!((2.0..2.13).contains(&ms(p50)) && max == p50, "{p50:?} {max:?}");
+        let mut both = earlier.clone();
+        both.add(&latencies.since(&earlier));
+        assert_eq!((both.rows(), both.quantiles()), (latencies.rows(), latencies.quantiles()));
     }
 }
