@@ -73,9 +73,44 @@ fn settings_of_deployments_are_right() {
 }
 
 #[test]
-fn links_of_the_readme_lead_somewhere() {
-    let readme = text("README.md");
-    let links = readme.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|link| !link.contains("://"));
-    let broken: Vec<_> = links.filter(|link| !root().join(link).exists()).collect();
+fn links_of_documents_lead_somewhere() {
+    let mut broken = Vec::new();
+    for document in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "SEMANTICS.md",
+        "benches/RESULTS.md",
+        "sql/README.md",
+        "deploy/arroyo/README.md",
+        "fixtures/python/README.md",
+    ] {
+        let text = text(document);
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|link| !link.contains("://"));
+        broken.extend(links.filter(|link| !leads_somewhere(document, link)).map(|link| format!("{document}: {link}")));
+    }
     assert!(broken.is_empty(), "{broken:?}");
+}
+
+/// Whether there is what `link` of `document` names: a file or folder and, behind `#`, a heading in it.
+fn leads_somewhere(document: &str, link: &str) -> bool {
+    let (path, heading) = link.split_once('#').map_or((link, None), |(path, heading)| (path, Some(heading)));
+    let target = if path.is_empty() { root().join(document) } else { root().join(document).with_file_name("").join(path) };
+    let has_heading = |heading: &str| {
+        let text = std::fs::read_to_string(&target).unwrap_or_default();
+        text.lines().filter(|line| line.starts_with('#')).any(|line| anchor(line) == heading)
+    };
+    target.exists() && heading.is_none_or(has_heading)
+}
+
+/// The name that a heading has in links, as GitHub makes it.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    text.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_')).map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn a_link_to_no_heading_is_found() {
+    assert!(leads_somewhere("README.md", "benches/RESULTS.md#on-a-real-kafka"));
+    assert!(!leads_somewhere("README.md", "benches/RESULTS.md#on-a-kafka"));
+    assert!(!leads_somewhere("sql/README.md", "benches/RESULTS.md"));
 }
