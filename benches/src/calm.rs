@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use orderflow::metrics::{Latency, LatencyHistogram, Metrics};
 
-use crate::stalls::{AFTER, Meter};
+use crate::stalls::Meter;
 
 /// How finely latencies are told apart by time.
 const SLICE: Duration = Duration::from_millis(100);
@@ -21,8 +21,8 @@ pub struct Calm {
 impl Calm {
     /// Watches until [`Calm::end`]. `None` without the right to run ahead of other threads.
     pub fn watch(metrics: Metrics) -> Option<Calm> {
+        let meter = Meter::start()?;
         let ended = Arc::new(AtomicBool::new(false));
-        let meter = Meter::start(ended.clone(), AFTER + SLICE)?;
         let slicer = thread::spawn({
             let ended = ended.clone();
             move || {
@@ -30,7 +30,7 @@ impl Calm {
                 while !ended.load(Ordering::Relaxed) {
                     thread::sleep(SLICE);
                     let now = metrics.latencies();
-                    if meter.is_calm() {
+                    if meter.is_calm(SLICE) {
                         calm.add(&now.since(&before));
                     }
                     before = now;

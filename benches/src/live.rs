@@ -33,7 +33,7 @@ use rdkafka::message::Message;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
-use crate::stalls::{AFTER, Meter};
+use crate::stalls::Meter;
 
 /// That of the job's binary.
 #[global_allocator]
@@ -375,8 +375,7 @@ impl LatencyPlan {
         let started = produced.started;
         let warm = Duration::from_secs_f64(self.warm_up_seconds);
         let mut cpu_before = None;
-        let ended = Arc::new(AtomicBool::new(false));
-        let meter = Meter::start(ended.clone(), AFTER);
+        let meter = Meter::start();
         let (Seen { decisions, mut latencies, mut calm }, elapsed) = std::thread::scope(|scope| -> Outcome<_> {
             let consume = scope.spawn(|| consume(&consumer, &produced, warm.as_micros() as u32, meter.as_ref()));
             let mut next = vec![0_usize; partitions as usize];
@@ -418,7 +417,6 @@ impl LatencyPlan {
         let mut answer = String::new();
         said.read_to_string(&mut answer)?;
         let measured = finish_with(job, answer)?;
-        ended.store(true, Ordering::Relaxed);
         if decisions as f64 != measured.orders {
             return Err(format!("{decisions} decisions were read, of {} that the job made", measured.orders).into());
         }
@@ -504,7 +502,7 @@ fn consume(consumer: &BaseConsumer, produced: &Produced, warm_us: u32, meter: Op
                 let time = produced.partitions[split as usize - 1][offset as usize].load(Ordering::Relaxed);
                 if time != UNKNOWN && time >= warm_us {
                     seen.latencies.push(now - time);
-                    if meter.is_some_and(Meter::is_calm) {
+                    if meter.is_some_and(|meter| meter.is_calm(Duration::ZERO)) {
                         seen.calm.push(now - time);
                     }
                 }

@@ -13,7 +13,7 @@ const TICK: Duration = Duration::from_millis(1);
 /// So late, it was not the job.
 const LATE: Duration = Duration::from_millis(4);
 /// How long a stall shows behind its end: in what had to wait.
-pub const AFTER: Duration = Duration::from_millis(500);
+const AFTER: Duration = Duration::from_millis(500);
 const PRIORITY: libc::c_int = 50;
 
 /// Knows when a core was last late.
@@ -21,14 +21,14 @@ pub struct Meter {
     begun: Instant,
     /// Microseconds since then; 0 for never.
     last_stall: Arc<AtomicU64>,
-    after: Duration,
+    ended: Arc<AtomicBool>,
 }
 
 impl Meter {
-    /// Measures until `ended` is set; what is within `after` of a stall is not calm. `None` without the right to run ahead of other threads.
-    pub fn start(ended: Arc<AtomicBool>, after: Duration) -> Option<Meter> {
+    /// Measures until it is dropped. `None` without the right to run ahead of other threads.
+    pub fn start() -> Option<Meter> {
         let begun = Instant::now();
-        let last_stall = Arc::new(AtomicU64::new(0));
+        let (last_stall, ended) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let mut all_ahead = true;
         for core in 0..cores {
@@ -50,15 +50,21 @@ impl Meter {
             });
             all_ahead &= ahead.recv().unwrap_or(false);
         }
-        all_ahead.then_some(Meter { begun, last_stall, after })
+        all_ahead.then_some(Meter { begun, last_stall, ended })
     }
 
-    /// Whether no core was late just now.
-    pub fn is_calm(&self) -> bool {
+    /// Whether no core was late during `time` until now, nor so shortly before that it still shows.
+    pub fn is_calm(&self, time: Duration) -> bool {
         match self.last_stall.load(Ordering::Relaxed) {
             0 => true,
-            at => self.begun.elapsed() >= Duration::from_micros(at) + self.after,
+            at => self.begun.elapsed() >= Duration::from_micros(at) + AFTER + time,
         }
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
     }
 }
 

@@ -598,7 +598,7 @@ pub struct ClickHouseConfig {
     pub user: String,
     /// The user's password.
     pub password: Secret,
-    /// Longest time from an epoch's end to its insert.
+    /// Longest time from an epoch's end until its insert begins, where none is under way.
     pub commit_interval: Interval,
     /// Most rows of a stream in an insert.
     pub commit_rows_max: u64,

@@ -235,9 +235,9 @@ impl Driver {
         while let Err(error) = self.sink.commit(through).await {
             self.pause(&error, &mut backoff).await?;
         }
-        self.metrics.sink_rows(self.sink.name(), self.stream.name(), group.rows);
         let took = started.elapsed();
         let (sink, stream) = (self.sink.name(), self.stream.name());
+        self.metrics.sink_rows(sink, stream, group.rows);
         tracing::debug!(sink, stream, %through, rows = group.rows, since_first = ?group.since.map(|since| since.elapsed()), ?took, "committed");
         self.metrics.sink_commit(sink, took);
         self.hub.taken(&self.stream, &self.queue.backlog, group.weight);
@@ -376,7 +376,6 @@ mod tests {
         assert_eq!(*written.lock().unwrap(), [1, 2, 4, 6].map(Epoch));
         let_through.add_permits(1);
         timeout(LONG, through.wait_for(|&through| through == Epoch(6))).await.unwrap().unwrap();
-        drop(hub);
         driven.abort();
     }
 }
