@@ -189,7 +189,7 @@ impl Default for EpochConfig {
 }
 
 /// `[epoch_log]`
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EpochLogConfig {
     /// Empty: in `job.data_dir`. `kafka:<topic>`, or the URL of a folder in an object store. A replay keeps it in its output folder.
@@ -200,6 +200,20 @@ pub struct EpochLogConfig {
     pub properties: Properties,
     /// Of a URL: the object store's own options.
     pub storage: Properties,
+    /// How long epochs are kept from which no checkpoint goes on; 0: for ever.
+    pub keep: Interval,
+}
+
+impl Default for EpochLogConfig {
+    fn default() -> Self {
+        EpochLogConfig {
+            home: String::new(),
+            brokers: String::new(),
+            properties: Properties::default(),
+            storage: Properties::default(),
+            keep: Interval::hours(7 * 24),
+        }
+    }
 }
 
 impl EpochLogConfig {

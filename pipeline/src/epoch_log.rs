@@ -12,6 +12,8 @@
 //! | a [topic](LogHome::Topic) | a transaction, acknowledged by all replicas | the transactional id | takes over, the first ends | bisection of offsets |
 //! | an [object store](LogHome::Objects) | an object created if absent | names that only one can create | takes over, the first ends | objects named by their first epoch |
 //!
+//! What is old goes: the files, messages or objects of the oldest epochs. So a log may begin behind epoch 1.
+//!
 //! All of them hold the same lines, `<crc32 of the JSON, 8 hex digits> <JSON>`, a [`LogHeader`] before the first record, and all of them
 //! refuse to be read when a record is not what was written or an epoch is missing.
 
@@ -19,6 +21,7 @@ mod error;
 mod lines;
 mod local;
 mod objects;
+mod old;
 #[cfg(test)]
 mod test_records;
 mod topic;
@@ -35,6 +38,7 @@ use serde::{Deserialize, Serialize};
 pub use error::EpochLogError;
 pub use local::FolderLock;
 pub use objects::ObjectSettings;
+pub use old::{Dropper, Old, drop_old};
 pub use topic::TopicSettings;
 pub use writer::LogWriter;
 
@@ -224,7 +228,7 @@ pub fn open(home: &LogHome, header: &LogHeader) -> Result<OpenLog, EpochLogError
 /// As [`open`], but reads only the records behind `after`, at a cost that does not grow with those before it.
 ///
 /// # Errors
-/// Also if the log ends before `after`.
+/// Also if the log ends before `after`, or begins behind it.
 pub fn open_after(home: &LogHome, header: &LogHeader, after: Epoch) -> Result<OpenLog, EpochLogError> {
     Ok(match home {
         LogHome::Folder(folder) => {
@@ -243,18 +247,25 @@ pub fn open_after(home: &LogHome, header: &LogHeader, after: Epoch) -> Result<Op
     })
 }
 
-/// Reads the log, which may be in use.
+/// Reads all that the log has, which may be in use.
 ///
 /// # Errors
 /// If there is none, it is damaged, or cannot be read.
 pub fn read(home: &LogHome) -> Result<Vec<EpochRecord>, EpochLogError> {
-    read_after(home, Epoch(0))
+    let mut after = Epoch(0);
+    loop {
+        match read_after(home, after) {
+            // It may have lost more since.
+            Err(EpochLogError::Dropped { first, .. }) if first > after.0 + 1 => after = Epoch(first - 1),
+            read => return read,
+        }
+    }
 }
 
 /// As [`read`], but only the records behind `after`, at a cost that does not grow with those before it.
 ///
 /// # Errors
-/// Also if the log ends before `after`.
+/// Also if the log ends before `after`, or begins behind it.
 pub fn read_after(home: &LogHome, after: Epoch) -> Result<Vec<EpochRecord>, EpochLogError> {
     match home {
         LogHome::Folder(folder) => LocalLog::read(folder, after),

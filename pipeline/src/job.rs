@@ -315,7 +315,13 @@ impl Job {
         let mut resumed = resumed.map(|resumed| resumed.manifest);
         let behind = resumed.as_ref().map_or(Epoch(0), |manifest| manifest.epoch);
         if process == 0 && behind < newest {
-            tape = epoch_log::read_after(&self.log_home, behind)?;
+            tape = epoch_log::read_after(&self.log_home, behind).map_err(|error| match error {
+                EpochLogError::Dropped { .. } => JobError::Sink(format!(
+                    "some sinks cannot go on from any checkpoint that there is, as the warnings above say, and {error}; fill them by `orderflow backfill`, \
+                     or take them out of the settings"
+                )),
+                error => error.into(),
+            })?;
         }
         let stages = stages_behind(resumed.as_ref(), &tape)?;
         let of_checkpoints = stages.in_header(&header);
@@ -323,7 +329,14 @@ impl Job {
             manifest.retain_stages(|stage| meaning.contains_key(stage) && !stages.begins.contains_key(stage));
         }
         let tasks = sinks::start(&runtime, recovered);
-        let states = checkpoints::Start { process, processes, sinks: seen, header: of_checkpoints, durable: durable_seen };
+        let states = checkpoints::Start {
+            process,
+            processes,
+            sinks: seen,
+            header: of_checkpoints,
+            log_home: self.log_home.clone(),
+            durable: durable_seen,
+        };
         let checkpoints::Running { states, trigger, mut task } =
             checkpoints.start(config, &runtime, resumed, states, &metrics, &failure)?;
 

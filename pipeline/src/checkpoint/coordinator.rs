@@ -16,7 +16,7 @@ use super::CheckpointError;
 use super::manifest::{Manifest, Part, SinkThen};
 use super::store::CheckpointStore;
 use super::writer::Finished;
-use crate::epoch_log::LogHeader;
+use crate::epoch_log::{Dropper, LogHeader};
 use crate::failure::Failure;
 use crate::metrics::Metrics;
 
@@ -95,6 +95,8 @@ pub struct Coordinator {
     pub(crate) last: Manifest,
     /// This process's sinks.
     pub(crate) sinks: Vec<SinkSeen>,
+    /// Of epochs that no checkpoint needs.
+    pub(crate) dropper: Option<Dropper>,
     /// How far the epoch log is durable.
     pub(crate) durable: watch::Receiver<Epoch>,
     pub(crate) metrics: Metrics,
@@ -196,7 +198,16 @@ impl Coordinator {
             // It is due again after the next one.
             tracing::warn!(%error, "old checkpoints could not be removed");
         }
+        self.drop_old_epochs(begun.sealed_at).await;
         Ok(())
+    }
+
+    async fn drop_old_epochs(&mut self, now: i64) {
+        let Some(dropper) = self.dropper.as_mut().filter(|dropper| dropper.is_due()) else { return };
+        match self.store.list().await {
+            Ok(listed) => listed.last().into_iter().for_each(|oldest| dropper.start(oldest.epoch, now)),
+            Err(error) => tracing::warn!(%error, "old epochs could not be dropped"),
+        }
     }
 
     async fn sinks_through(&mut self, epoch: Epoch) -> Result<(), Ended> {

@@ -59,6 +59,19 @@ pub enum EpochLogError {
         /// The epoch that was to be there.
         after: u64,
     },
+    /// It begins behind the epoch behind which it was to be read.
+    #[error(
+        "epoch log {log} begins with epoch {first}, and what comes behind epoch {after} is needed: older epochs were dropped (epoch_log.keep); \
+         only from a checkpoint of epoch {} or later can be gone on", .first - 1
+    )]
+    Dropped {
+        /// The log.
+        log: String,
+        /// Its first epoch.
+        first: u64,
+        /// The epoch whose successor was to be there.
+        after: u64,
+    },
     /// There is none.
     #[error("there is no epoch log in {log}: give the folder that was --out of a replay, or the settings (--config) of a run")]
     Missing {

@@ -32,6 +32,8 @@ pub(super) fn parse_line<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> 
 pub(super) struct Sequence {
     /// Records through this epoch are passed over.
     after: Epoch,
+    /// Where reading started; none before that is known.
+    first: Option<u64>,
     /// The last epoch that was read; none before the first, unless it is known where reading starts.
     last: Option<Epoch>,
     records: Vec<EpochRecord>,
@@ -40,7 +42,7 @@ pub(super) struct Sequence {
 impl Sequence {
     /// For the records behind `after`; reading may start at any epoch that is not behind the first of them.
     pub fn new(after: Epoch) -> Self {
-        Sequence { after, last: None, records: Vec::new() }
+        Sequence { after, first: None, last: None, records: Vec::new() }
     }
 
     /// The next record has this epoch, or there is none.
@@ -60,12 +62,14 @@ impl Sequence {
         Ok(())
     }
 
-    fn check(&self, next: u64) -> Result<(), String> {
+    fn check(&mut self, next: u64) -> Result<(), String> {
         match self.last {
             Some(last) if next != last.0 + 1 => Err(format!("epoch {next} follows epoch {last}")),
-            None if next > self.after.0 + 1 => Err(format!("it begins with epoch {next}, what comes before is missing")),
             _ if next == 0 => Err("there is no epoch 0".to_owned()),
-            _ => Ok(()),
+            _ => {
+                self.first.get_or_insert(next);
+                Ok(())
+            }
         }
     }
 
@@ -74,9 +78,12 @@ impl Sequence {
         self.last.unwrap_or_default()
     }
 
-    /// What was read.
+    /// What was read, if it begins soon enough and goes far enough.
     pub fn finish(self, log: &str) -> Result<Vec<EpochRecord>, EpochLogError> {
         let last = self.last();
+        if let Some(first) = self.first.filter(|&first| first > self.after.0 + 1) {
+            return Err(EpochLogError::Dropped { log: log.to_owned(), first, after: self.after.0 });
+        }
         if last < self.after {
             return Err(EpochLogError::TooShort { log: log.to_owned(), last: last.0, after: self.after.0 });
         }

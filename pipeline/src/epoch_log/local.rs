@@ -6,6 +6,8 @@
 //! A crash can leave the last segment's last lines unfinished; they were not durable, so nothing depends on them, and they are cut
 //! off. **Invariant:** a segment is begun only when all before it is durable, so no other segment may end in an unfinished line.
 //!
+//! Old segments are removed, each when the one behind it has a record, and durably before the next one: what is left has no gap.
+//!
 //! `epochs.lock` is locked while a job runs.
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -18,7 +20,7 @@ use orderflow_faults::{Point, check, pass, segment_bytes_max};
 use orderflow_operators::epoch::Epoch;
 
 use super::lines::{Sequence, follow, parse_line, push_line};
-use super::{EpochLog, EpochLogError, EpochRecord, LogHeader};
+use super::{EpochLog, EpochLogError, EpochRecord, LogHeader, Old};
 
 const LOG: &str = "epochs.log";
 const LOCK: &str = "epochs.lock";
@@ -29,6 +31,9 @@ const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 /// How long the lock is waited for: a process that is going may still have it, and so may one that it was just about to start.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 const LOCK_POLL: Duration = Duration::from_millis(10);
+
+/// How often reading is begun anew as segments were dropped meanwhile.
+const READS_MAX: u32 = 5;
 
 /// The epoch log in a folder, open for appending.
 pub struct LocalLog {
@@ -113,6 +118,24 @@ impl LocalLog {
         let log = folder.display().to_string();
         let Some((_, header)) = contents.headers.pop() else { return Err(EpochLogError::Missing { log }) };
         Ok((header, contents.sequence.finish(&log)?))
+    }
+
+    /// Drops old segments.
+    ///
+    /// # Errors
+    /// If one cannot be read or removed.
+    pub fn drop_old(folder: &Path, old: &Old) -> Result<Option<Epoch>, EpochLogError> {
+        let segments = Segment::list(folder).map_err(failed(folder))?;
+        let mut dropped = None;
+        for (segment, next) in segments.iter().zip(segments.iter().skip(1)) {
+            let Some(record) = next.first_record()?.filter(|record| old.is_before(record)) else { break };
+            check(Point::SegmentDrop).map_err(failed(&segment.path))?;
+            std::fs::remove_file(&segment.path).map_err(failed(&segment.path))?;
+            sync_folder(folder)?;
+            pass(Point::SegmentDropped);
+            dropped = Some(Epoch(record.epoch.0 - 1));
+        }
+        Ok(dropped)
     }
 
     /// Goes on in a new segment.
@@ -215,6 +238,23 @@ impl Segment {
         Ok(segments)
     }
 
+    /// Its first record, if it is there.
+    fn first_record(&self) -> Result<Option<EpochRecord>, EpochLogError> {
+        let mut reader = BufReader::new(File::open(&self.path).map_err(failed(&self.path))?);
+        let mut line = Vec::new();
+        for _ in 0..2 {
+            line.clear();
+            reader.read_until(b'\n', &mut line).map_err(failed(&self.path))?;
+        }
+        match line.split_last() {
+            Some((b'\n', text)) => {
+                let damaged = |what| EpochLogError::Damaged { place: format!("{}, line 2", self.path.display()), what };
+                parse_line(text).map(Some).map_err(damaged)
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Its file, behind the first `whole_bytes`, and its size; with a header if it has none yet.
     fn continued(&self, header: &LogHeader, whole_bytes: u64) -> io::Result<(File, u64)> {
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(&self.path)?;
@@ -238,6 +278,18 @@ struct Contents {
 }
 
 fn read(folder: &Path, after: Epoch) -> Result<Contents, EpochLogError> {
+    let mut tries = READS_MAX;
+    loop {
+        tries -= 1;
+        match read_listed(folder, after) {
+            // The oldest were dropped since they were listed, and are not listed again.
+            Err(EpochLogError::Io { source, .. }) if source.kind() == ErrorKind::NotFound && tries > 0 => {}
+            read => return read,
+        }
+    }
+}
+
+fn read_listed(folder: &Path, after: Epoch) -> Result<Contents, EpochLogError> {
     let segments = Segment::list(folder).map_err(failed(folder))?;
     let from = segments.iter().rposition(|segment| segment.first <= after.0 + 1).unwrap_or(0);
     let contents = Contents::of(&segments[from..], after)?;

@@ -5,7 +5,7 @@
 //! The objects are a *chain*: behind each stands exactly one that may come next, and its name follows from those before it. Behind a
 //! group that ends with epoch `e` it is `(e + 1)-0`; behind an *opening*, an object without records by which a writer takes the log
 //! over, it is the same epoch with the next `n`. An object is put only if there is none of its name (`PutMode::Create`), and none is ever
-//! replaced or removed. So the first put of a name decides for all time what stands there.
+//! replaced. So the first put of a name decides what stands there.
 //!
 //! ```text
 //! 000000000001-0000  opening of generation 1, by writer A
@@ -27,6 +27,18 @@
 //! A put whose answer is lost is tried again; if the name is then taken, the object's content tells whether it is this writer's own, as each has
 //! the writer's random name in its first line.
 //!
+//! ## Old objects
+//!
+//! Groups of old epochs are removed; openings stay for all time, and so does the last object. **That keeps what was said above true**, however long a
+//! writer slept while names before the end became free:
+//!
+//! - The name that a writer wants next, behind its own last object, was given to nobody or to the first object of another writer, which is
+//!   an opening, and there. (A put of its own that is tried again may put again what was there, and removed: then its next one fails.)
+//! - Who takes the log over may have read the chain long ago, and put its opening under a name that became free since. But then there is something behind it:
+//!   it looks, and stops.
+//!
+//! Before any is removed, a *mark* says through which epoch: `dropped-<epoch>`. Before it a chain may have gaps.
+//!
 //! ## Format
 //!
 //! Lines as in all homes. The first is the [`Head`], the others are the records of the group. The first object's head has the
@@ -44,6 +56,7 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::ObjectStore;
 use object_store::path::Path;
+use orderflow_faults::{Point, check, pass};
 use orderflow_operators::epoch::Epoch;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
@@ -51,7 +64,7 @@ use uuid::Uuid;
 
 use self::store::{Backoff, Put, Store};
 use super::lines::{Sequence, follow, parse_line, push_line};
-use super::{EpochLog, EpochLogError, EpochRecord, LogHeader};
+use super::{EpochLog, EpochLogError, EpochRecord, LogHeader, Old};
 
 /// Most epochs of an object. Part of the format: readers rely on it.
 const GROUP_EPOCHS_MAX: u64 = 4096;
@@ -125,6 +138,18 @@ impl Link {
     }
 }
 
+/// How the name of a mark begins.
+const MARK: &str = "dropped-";
+
+fn mark(through: u64) -> String {
+    format!("{MARK}{through:012}")
+}
+
+/// What a mark says.
+fn dropped_through(name: &str) -> Option<u64> {
+    name.strip_prefix(MARK)?.parse().ok()
+}
+
 /// The epoch log in an object store, open for appending.
 pub struct ObjectLog {
     chain: Chain,
@@ -163,6 +188,9 @@ impl ObjectLog {
             let begun = read.header.as_ref().unwrap_or(header).clone();
             let mut head = Head { generation: read.generation + 1, writer: writer.clone(), opens: Some(begun.clone()) };
             if chain.put(read.next, object(&head, &[]))? == Put::Done {
+                if chain.is_behind_the_end(read.next)? {
+                    return Err(EpochLogError::TakenOver { log: chain.log, job: begun.job });
+                }
                 head.opens = None;
                 let next = read.next.next(None);
                 let records = read.sequence.finish(&chain.log)?;
@@ -195,6 +223,14 @@ impl ObjectLog {
     /// As there.
     pub fn read_with_header(settings: &ObjectSettings, after: Epoch) -> Result<(LogHeader, Vec<EpochRecord>), EpochLogError> {
         ObjectLog::read_in(&Chain::connect(settings)?, after)
+    }
+
+    /// Drops old groups.
+    ///
+    /// # Errors
+    /// If an object is damaged, or the store does not answer.
+    pub fn drop_old(settings: &ObjectSettings, old: &Old) -> Result<Option<Epoch>, EpochLogError> {
+        Chain::connect(settings)?.drop_old(old)
     }
 
     fn read_in(chain: &Chain, after: Epoch) -> Result<(LogHeader, Vec<EpochRecord>), EpochLogError> {
@@ -292,16 +328,16 @@ impl Chain {
     }
 
     fn read(&self, after: Epoch) -> Result<Read, EpochLogError> {
-        self.past_gaps(|| self.runtime.block_on(self.try_read(after)))
+        self.past_gaps(after, || self.runtime.block_on(self.try_read(after)))
     }
 
     /// Reads what has come since, all of it but for what comes meanwhile.
     fn read_on(&self, read: &mut Read) -> Result<(), EpochLogError> {
-        self.past_gaps(|| self.runtime.block_on(self.try_read_on(read)))
+        self.past_gaps(read.sequence.last(), || self.runtime.block_on(self.try_read_on(read)))
     }
 
-    /// A listing is no snapshot: it may show an object, and not the one before it that came meanwhile.
-    fn past_gaps<T>(&self, mut read: impl FnMut() -> Result<T, Gap>) -> Result<T, EpochLogError> {
+    /// A listing is no snapshot: it may show an object, and not the one before it that came meanwhile. Gaps that stay are where old objects were.
+    fn past_gaps<T>(&self, after: Epoch, mut read: impl FnMut() -> Result<T, Gap>) -> Result<T, EpochLogError> {
         let mut backoff = Backoff::default();
         let mut tries = 1;
         loop {
@@ -310,6 +346,11 @@ impl Chain {
                 Err(Gap::Failed(error)) => return Err(error),
                 Err(Gap::Missing { .. }) if tries < 3 => thread::sleep(backoff.next()),
                 Err(Gap::Missing { found, expected }) => {
+                    let names = self.runtime.block_on(self.store.list(MARK))?;
+                    let marks = names.iter().filter_map(|name| dropped_through(name));
+                    if let Some(dropped) = marks.max().filter(|&dropped| dropped >= expected.epoch && dropped > after.0) {
+                        return Err(EpochLogError::Dropped { log: self.log.clone(), first: dropped + 1, after: after.0 });
+                    }
                     let what = format!("before it, {} is missing", expected.name());
                     return Err(EpochLogError::Damaged { place: self.place(found), what });
                 }
@@ -359,8 +400,12 @@ impl Chain {
 
     /// Takes objects that are there.
     async fn take_all(&self, read: &mut Read, links: &[Link]) -> Result<(), Gap> {
-        let mut objects =
-            stream::iter(links.iter().map(|&link| async move { Ok::<_, Gap>((link, self.get(link).await?)) })).buffered(READS);
+        let get = |&link: &Link| async move {
+            // It was listed.
+            let object = self.find(link).await?.ok_or(Gap::Missing { found: link, expected: link })?;
+            Ok::<_, Gap>((link, object))
+        };
+        let mut objects = stream::iter(links).map(get).buffered(READS);
         while let Some((link, object)) = objects.try_next().await? {
             self.take(read, link, object)?;
         }
@@ -389,6 +434,61 @@ impl Chain {
         records.into_iter().try_for_each(|record| read.sequence.take(record)).map_err(damaged)?;
         read.next = link.next(last);
         Ok(())
+    }
+
+    /// Whether there is something behind a name, which has been put just now.
+    fn is_behind_the_end(&self, link: Link) -> Result<bool, EpochLogError> {
+        let links = self.runtime.block_on(self.links_from(link.epoch))?;
+        Ok(links.last().is_some_and(|&last| last > link))
+    }
+
+    fn drop_old(&self, old: &Old) -> Result<Option<Epoch>, EpochLogError> {
+        self.runtime.block_on(async {
+            let is_old = |name: &str, put: i64| match Link::parse(name) {
+                Some(link) => link.epoch <= old.through.0 + 1 && put < old.sealed_before,
+                None => dropped_through(name).is_some(),
+            };
+            let names = self.store.names(is_old).await?;
+            let mut links: Vec<Link> = names.iter().filter_map(|name| Link::parse(name)).collect();
+            links.sort_unstable();
+            // What is before one that is old, is old.
+            let Some(end) = links.iter().rposition(|link| link.n == 0) else { return Ok(None) };
+            let groups = self.groups(&links[..end], links[end]).await?;
+            if groups.is_empty() {
+                return Ok(None);
+            }
+            let through = links[end].epoch - 1;
+            check(Point::ObjectsMark).map_err(|source| EpochLogError::Io { path: self.log.clone(), source })?;
+            // Nothing tells one mark from another, so an earlier try was as good.
+            self.store.put(&mark(through), Vec::new()).await?;
+            pass(Point::ObjectsMarked);
+            self.store.remove(groups.into_iter().map(Link::name)).await?;
+            pass(Point::ObjectsDropped);
+            let earlier = names.into_iter().filter(|name| dropped_through(name).is_some_and(|epoch| epoch < through));
+            self.store.remove(earlier).await?;
+            Ok(Some(Epoch(through)))
+        })
+    }
+
+    /// Which of the objects before `end` are groups. Not all are read: between two of one writer there is no opening.
+    async fn groups(&self, links: &[Link], end: Link) -> Result<Vec<Link>, EpochLogError> {
+        // Behind an opening comes one of the same epoch.
+        let behind = links.iter().skip(1).chain([&end]);
+        let may_be: Vec<Link> =
+            links.iter().zip(behind).filter(|(link, behind)| link.epoch < behind.epoch).map(|(link, _)| *link).collect();
+        let (mut groups, mut left) = (Vec::new(), vec![may_be.as_slice()]);
+        while let Some(links) = left.pop() {
+            let (Some(&first), Some(&last)) = (links.first(), links.last()) else { continue };
+            let (of_first, of_last) = (self.get(first).await?.0, self.get(last).await?.0);
+            if of_first.writer == of_last.writer {
+                groups.extend(of_first.opens.is_none().then_some(first));
+                groups.extend(links.iter().skip(1));
+            } else {
+                let (before, behind) = links.split_at(links.len() / 2);
+                left.extend([before, behind]);
+            }
+        }
+        Ok(groups)
     }
 
     /// The names that are there, from the one with epoch `after + 1` or an earlier one on.

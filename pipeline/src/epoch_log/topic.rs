@@ -18,6 +18,9 @@
 //! would hide all records behind it; so open also waits until nothing in the topic is undecided, and refuses a topic that remains so.
 //!
 //! Records behind an epoch are found by bisection of the offsets: epochs rise with them.
+//!
+//! The header is repeated before the first epoch and each [`HEADER_EPOCHS`] later, in the transaction of the record that follows it. Old records are removed
+//! (`DeleteRecords`) up to such a header, so that one is what a topic begins with.
 
 mod admin;
 mod reader;
@@ -27,20 +30,22 @@ use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use orderflow_faults::{Point, pass};
+use orderflow_faults::{Point, check, header_epochs, pass};
 use orderflow_operators::epoch::Epoch;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use super::lines::{follow, line};
-use super::{EpochLog, EpochLogError, EpochRecord, LogHeader};
+use super::{EpochLog, EpochLogError, EpochRecord, LogHeader, Old};
 use crate::source::{BROKERS_WAIT, Context, Deadline, KafkaSettings, SourceError, client_config, refused_settings};
 use reader::Reader;
 
 /// How long the brokers keep a transaction of a writer that went away. Longer than any append is waited for, so that a producer
 /// which is fenced was so by another one, not by its own age.
 const TRANSACTION_AGE: Duration = Duration::from_secs(120);
+/// Epochs from one header to the next. Part of the format: who removes old records looks for one there.
+const HEADER_EPOCHS: u64 = 1 << 16;
 /// How long an append may take, over restarts of brokers.
 const APPEND_WAIT: Duration = Duration::from_secs(60);
 /// How long init and reading may wait for brokers without any progress.
@@ -155,6 +160,7 @@ pub struct TopicLog {
     settings: TopicSettings,
     producer: BaseProducer<Context>,
     header: LogHeader,
+    header_epochs: u64,
     last: Epoch,
 }
 
@@ -178,7 +184,8 @@ impl TopicLog {
         let end = settings.retried(&producer, || producer.client().fetch_watermarks(&settings.topic, 0, CALL_WAIT).map(|(_, end)| end))?;
         reader.wait_decided(end)?;
         let read = reader.read(after)?;
-        let mut log = TopicLog { settings: settings.clone(), producer, header: header.clone(), last: read.sequence.last() };
+        let (header_epochs, last) = (header_epochs().unwrap_or(HEADER_EPOCHS), read.sequence.last());
+        let mut log = TopicLog { settings: settings.clone(), producer, header: header.clone(), header_epochs, last };
         match read.header {
             Some(begun) => {
                 if let Some(what) = begun.difference(header) {
@@ -220,6 +227,23 @@ impl TopicLog {
         let read = reader.read(after)?;
         let header = read.header.ok_or_else(missing)?;
         Ok((header, read.sequence.finish(&settings.to_string())?))
+    }
+
+    /// Drops old records, up to a header.
+    ///
+    /// # Errors
+    /// If the log is damaged, the brokers do not answer, or do not let it.
+    pub fn drop_old(settings: &TopicSettings, old: &Old) -> Result<Option<Epoch>, EpochLogError> {
+        TopicLog::drop_old_at(settings, old, header_epochs().unwrap_or(HEADER_EPOCHS))
+    }
+
+    fn drop_old_at(settings: &TopicSettings, old: &Old, header_epochs: u64) -> Result<Option<Epoch>, EpochLogError> {
+        let Some((epoch, offset)) = Reader::connect(settings)?.old_header(old, header_epochs)? else { return Ok(None) };
+        let failed = |source| EpochLogError::Io { path: settings.to_string(), source };
+        check(Point::TopicDrop).map_err(failed)?;
+        admin::delete_before(settings, offset)?;
+        pass(Point::TopicDropped);
+        Ok(Some(epoch))
     }
 
     /// Writes messages, all or none.
@@ -294,7 +318,15 @@ impl EpochLog for TopicLog {
 
     fn append(&mut self, records: &[EpochRecord]) -> Result<(), EpochLogError> {
         let last = follow(self.last, records);
-        self.transaction(&records.iter().map(line).collect::<Vec<_>>())?;
+        let mut lines = Vec::with_capacity(records.len() + 1);
+        for record in records {
+            let before = record.epoch.0 - 1;
+            if before > 0 && before.is_multiple_of(self.header_epochs) {
+                lines.push(line(&self.header));
+            }
+            lines.push(line(record));
+        }
+        self.transaction(&lines)?;
         self.last = last;
         Ok(())
     }

@@ -31,6 +31,10 @@ impl LogWriter {
             while let Ok(first) = queue.recv() {
                 group.push(first);
                 group.extend(queue.try_iter());
+                for record in &group {
+                    // Before it can be durable: of an epoch that is told twice, the log has what was told last.
+                    tracing::trace!(record = serde_json::to_string(record).unwrap_or_default(), "an epoch is logged");
+                }
                 let appended = std::panic::catch_unwind(AssertUnwindSafe(|| log.append(&group)));
                 if let Err(error) = appended.unwrap_or(Err(EpochLogError::Panicked)) {
                     return failed(error);

@@ -16,7 +16,7 @@ use crate::checkpoint::{
 };
 use crate::config::Config;
 use crate::dataflow::States;
-use crate::epoch_log::LogHeader;
+use crate::epoch_log::{Dropper, LogHeader, LogHome};
 use crate::failure::Failure;
 use crate::metrics::Metrics;
 use crate::stages::Stages;
@@ -48,6 +48,8 @@ pub(super) struct Start {
     /// This process's sinks.
     pub sinks: Vec<SinkSeen>,
     pub header: LogHeader,
+    /// Where process 0 keeps the epoch log.
+    pub log_home: LogHome,
     pub durable: watch::Receiver<Epoch>,
 }
 
@@ -122,7 +124,7 @@ impl Checkpoints {
         metrics: &Metrics,
         failure: &Failure,
     ) -> Result<Running, JobError> {
-        let Start { process, processes, sinks, header, durable } = start;
+        let Start { process, processes, sinks, header, log_home, durable } = start;
         if let Some(manifest) = &resumed {
             tracing::info!(epoch = manifest.epoch.0, bytes = manifest.bytes(), "going on from a checkpoint");
         }
@@ -144,6 +146,7 @@ impl Checkpoints {
             finished,
             last,
             sinks,
+            dropper: Dropper::new(&log_home, config.epoch_log.keep.as_duration()).filter(|_| process == 0),
             durable,
             metrics: metrics.clone(),
             failure: failure.clone(),

@@ -1,5 +1,6 @@
 //! A job from its first start to its end: lives that are killed, on 1, 2, 4, 1 … workers.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
@@ -14,8 +15,10 @@ use orderflow_faults::{KILLED, Point, VARIABLE};
 use orderflow_fixtures::generate::{Compression, GenerateSettings, write_folder};
 use orderflow_fixtures::reference::{self, EpochRecord, Split};
 use orderflow_operators::decoder;
+use orderflow_operators::epoch::Epoch;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
 
 use super::common::Tables;
 use super::compare;
@@ -128,9 +131,12 @@ impl<'a> Job<'a> {
 
     /// What this job's settings are, besides the defaults.
     fn config(&self) -> Vec<String> {
-        let Settings { way, rows_max, checkpoint_ms, delta_ms, other_ms, optimize_commits, vacuums, .. } = self.settings;
+        let Settings { way, rows_max, checkpoint_ms, delta_ms, other_ms, optimize_commits, vacuums, drops, .. } = self.settings;
         let mut set = vec![
-            "log.level=warn".to_owned(),
+            // What is told of each epoch is all that is known of those that were dropped.
+            "log.level=warn,orderflow::epoch_log=trace".to_owned(),
+            "log.format=json".to_owned(),
+            format!("epoch_log.keep={}", if drops { "1 ms" } else { "0" }),
             format!("job.id={}", self.name),
             format!("epoch.rows_max={rows_max}"),
             format!("checkpoint.interval={checkpoint_ms} ms"),
@@ -188,7 +194,7 @@ impl<'a> Job<'a> {
             command.args(["--set", "checkpoint.interval=0"]);
         }
         let segments = format!("epoch_log.local.segment.bytes=return({})", self.settings.segment_bytes);
-        command.env(VARIABLE, format!("{segments};{faults}"));
+        command.env(VARIABLE, format!("{segments};epoch_log.topic.header.epochs=return(3);{faults}"));
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command
     }
@@ -306,17 +312,34 @@ impl<'a> Job<'a> {
         orderflow::job::log_home(&config)
     }
 
-    /// The epoch log, as anybody may read it.
-    pub fn epochs(&self) -> Option<Vec<EpochRecord>> {
-        let records = orderflow::job::epochs(&self.home()).ok()?;
-        let lines: String = records.iter().map(|record| serde_json::to_string(record).unwrap() + "\n").collect();
-        Some(EpochRecord::parse_log(&lines).unwrap())
+    /// The epoch log: what anybody may read of it, and before that what was dropped.
+    pub fn epochs(&self) -> Vec<EpochRecord> {
+        let kept = orderflow::job::epochs(&self.home()).expect("the job has an epoch log");
+        let first = kept.first().expect("it has epochs").epoch;
+        let told = self.told_epochs();
+        let dropped = told.range(..first).map(|(_, record)| record);
+        let lines: String = dropped.chain(&kept).map(|record| serde_json::to_string(record).unwrap() + "\n").collect();
+        kept.iter().for_each(|record| assert_eq!(told.get(&record.epoch), Some(record), "{}: the log has what was told last", self.name));
+        assert!(self.settings.drops || first == Epoch(1), "{}: it keeps all epochs", self.name);
+        EpochRecord::parse_log(&lines).unwrap()
+    }
+
+    /// The epochs of which all lives told; of those that were told twice, as they were told last.
+    fn told_epochs(&self) -> BTreeMap<Epoch, orderflow::epoch_log::EpochRecord> {
+        let mut told = BTreeMap::new();
+        for life in 1..=self.lives {
+            let said = std::fs::read_to_string(self.out.join(format!("life-{life:03}-0.log"))).unwrap();
+            let events = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let records = events.filter_map(|event| serde_json::from_str(event.get("record")?.as_str()?).ok());
+            told.extend(records.map(|record: orderflow::epoch_log::EpochRecord| (record.epoch, record)));
+        }
+        told
     }
 
     /// Every sink has what the serial reference computes.
     #[track_caller]
     pub fn check(&self, what: &str) {
-        let epochs = self.epochs().expect("the job has an epoch log");
+        let epochs = self.epochs();
         let streams = reference::run(&Default::default(), None, &self.splits, &epochs).unwrap();
         let mut expected: Tables = streams.iter().map(|(name, rows)| (name.to_owned(), rows.to_vec())).collect();
         if self.settings.way.is_live() {

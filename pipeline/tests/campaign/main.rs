@@ -103,7 +103,7 @@ fn every_step_that_fails_is_tried_again() {
     let can_fail = |point: &Point| {
         let name = point.name();
         let of_files = ["checkpoint.file.", "checkpoint.manifest.", "checkpoint.garbage.before"].iter().any(|part| name.starts_with(part));
-        of_files || ["delta.", "clickhouse.", "jsonl."].iter().any(|part| name.starts_with(part))
+        of_files || name.ends_with(".drop.before") || ["delta.", "clickhouse.", "jsonl."].iter().any(|part| name.starts_with(part))
     };
     let points = Way::Replay.points().into_iter().filter(can_fail);
     let fails = |point: Point| {

@@ -59,6 +59,8 @@ pub struct Settings {
     pub optimize_commits: u32,
     pub vacuums: bool,
     pub segment_bytes: u32,
+    /// Whether old epochs are dropped, as soon as they can be.
+    pub drops: bool,
     /// Messages a second, where they come from files; none: as fast as can be.
     pub rate: Option<u32>,
 }
@@ -77,6 +79,7 @@ impl Settings {
             optimize_commits: any(random, &[2, 3, 5]),
             vacuums: random.random(),
             segment_bytes: any(random, &[600, 2000, 64 << 20]),
+            drops: random.random(),
             rate: Some(any(random, &[0, 3_000, 8_000])).filter(|&rate| rate > 0),
         }
     }
@@ -84,7 +87,16 @@ impl Settings {
     /// So that all that a job may come to, it comes to soon.
     pub fn eventful(way: Way, random: &mut impl Rng) -> Settings {
         let often = Settings::random(way, random);
-        Settings { rows_max: 60, checkpoint_ms: 10, optimize_commits: 2, vacuums: true, segment_bytes: 600, rate: Some(4_000), ..often }
+        Settings {
+            rows_max: 60,
+            checkpoint_ms: 10,
+            optimize_commits: 2,
+            vacuums: true,
+            segment_bytes: 600,
+            drops: true,
+            rate: Some(4_000),
+            ..often
+        }
     }
 }
 

@@ -197,3 +197,42 @@ fn a_sink_that_was_lost_is_filled_again() {
     assert!(log.contains("going on from a checkpoint"), "{log}");
     assert_equal(&tables(out.path()), &expected(input.path(), out.path(), &ReferenceSettings::default()), "a lost sink");
 }
+
+/// What is older than every checkpoint goes; what checkpoints and savepoints need stays.
+#[test]
+fn old_epochs_are_dropped() {
+    let input = generated(34, 6_000);
+    let out = tempfile::tempdir().unwrap();
+    let settings = set(&[&OFTEN[..], &["epoch_log.keep=1 ms"]].concat());
+    let life = |arguments: &[&str]| {
+        let mut command = replay_command(input.path(), out.path(), &settings.iter().map(String::as_str).collect::<Vec<_>>());
+        command.args(arguments).env(orderflow_faults::VARIABLE, "epoch_log.local.segment.bytes=return(600)");
+        command
+    };
+    let firsts = || -> Vec<u64> {
+        let printed = orderflow(&["epochs"]).arg(out.path()).stdout(Stdio::piped()).output().unwrap();
+        let epoch = |line: &str| serde_json::from_str::<Value>(line).unwrap()["epoch"].as_u64().unwrap();
+        String::from_utf8(printed.stdout).unwrap().lines().map(epoch).collect()
+    };
+    let (status, log) = ended(life(&["--rate", "6000", "--workers", "2"]).spawn().unwrap());
+    assert_eq!(status, Some(0), "{log}");
+    let kept = firsts();
+    assert!(kept[0] > 1 && kept.is_sorted_by(|a, b| a + 1 == *b), "{kept:?}");
+    let oldest: u64 = manifests(out.path())[0].file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    assert!(kept[0] <= oldest + 1, "what is behind epoch {oldest} is kept");
+
+    // Nothing can begin where there is nothing.
+    let other = tempfile::tempdir().unwrap();
+    let url = format!("sinks.delta.url={}", other.path().join("delta").display());
+    let needed = format!("begins with epoch {}, and what comes behind epoch 0 is needed", kept[0]);
+    refused(&mut backfill(input.path(), out.path(), "delta", "start", &[&url]), &needed);
+    filled(&mut backfill(input.path(), out.path(), "delta", &oldest.to_string(), &[&url]));
+    let before = tables(out.path());
+    assert_equal(&tables(other.path()), &behind(&before, oldest), "behind the oldest checkpoint");
+    // A start goes on from the newest, whatever is left; a sink that has lost all cannot.
+    let (status, log) = ended(life(&[]).spawn().unwrap());
+    assert_eq!(status, Some(0), "{log}");
+    assert_equal(&tables(out.path()), &before, "started again");
+    std::fs::remove_dir_all(out.path().join("delta")).unwrap();
+    refused(&mut life(&[]), "some sinks cannot go on from any checkpoint that there is");
+}

@@ -77,6 +77,11 @@ mod enabled {
         action("epoch_log.local.segment.bytes").and_then(|bytes| bytes.parse().ok())
     }
 
+    /// After how many epochs the epoch log in a topic repeats its header, instead of the usual number: `epoch_log.topic.header.epochs=return(20)`.
+    pub fn header_epochs() -> Option<u64> {
+        action("epoch_log.topic.header.epochs").and_then(|epochs| epochs.parse().ok())
+    }
+
     /// How far the clock that gives epochs their sealing times is ahead of the machine's, asked once for each epoch:
     /// `seal_clock.ahead_ms=20*return(0)->return(-3600000)`.
     pub fn clock_ahead_ms() -> i64 {
@@ -129,9 +134,15 @@ mod enabled {
 
     /// None: there are no fault points in this build.
     #[inline(always)]
+    pub fn header_epochs() -> Option<u64> {
+        None
+    }
+
+    /// None: there are no fault points in this build.
+    #[inline(always)]
     pub fn segment_bytes_max() -> Option<u64> {
         None
     }
 }
 
-pub use enabled::{check, clock_ahead_ms, pass, segment_bytes_max, set_up};
+pub use enabled::{check, clock_ahead_ms, header_epochs, pass, segment_bytes_max, set_up};

@@ -33,14 +33,21 @@ points! {
     SegmentBegin = "epoch_log.local.segment.before": "the segment is full";
     SegmentCreated = "epoch_log.local.segment.created": "the next segment has its first line, its name may not be durable";
     SegmentBegun = "epoch_log.local.segment.after": "the next segment is durable, it has no record yet";
+    SegmentDrop = "epoch_log.local.drop.before": "a segment is old, and to be removed";
+    SegmentDropped = "epoch_log.local.drop.after": "an old segment is removed, others are not";
 
     TopicInit = "epoch_log.topic.init.after": "older writers are fenced, the log is not read yet";
     TopicBegun = "epoch_log.topic.begin.after": "a transaction is open, nothing was sent";
     TopicSent = "epoch_log.topic.commit.before": "records are with the brokers, the transaction is open";
     TopicCommitted = "epoch_log.topic.commit.after": "records are committed, and nobody knows yet";
+    TopicDrop = "epoch_log.topic.drop.before": "old records are to be removed";
+    TopicDropped = "epoch_log.topic.drop.after": "old records are removed";
 
     ObjectPut = "epoch_log.objects.put.before": "the object of a group of records is not put";
     ObjectDone = "epoch_log.objects.put.after": "the object of a group of records is put, and nobody knows yet";
+    ObjectsMark = "epoch_log.objects.drop.before": "objects are old, nothing says that they are to be removed";
+    ObjectsMarked = "epoch_log.objects.drop.marked": "it is said which objects are to be removed, all are there";
+    ObjectsDropped = "epoch_log.objects.drop.after": "old objects are removed, the mark before is not";
 
     DeltaCreate = "delta.create.before": "there is no table";
     DeltaCreated = "delta.create.after": "the table is made, and has no row";

@@ -135,7 +135,49 @@ fn damage_in_its_midst_is_told() {
 
     std::fs::remove_file(&segments[0].path).unwrap();
     let error = LocalLog::open(folder, &header(), Epoch(0)).err().unwrap();
-    assert!(error.to_string().contains("what comes before is missing"), "{error}");
+    assert!(error.to_string().contains("and what comes behind epoch 0 is needed"), "{error}");
+}
+
+#[test]
+fn old_segments_are_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let (mut log, _) = open(folder);
+    (1..30).for_each(|epoch| log.append(&[record(epoch)]).unwrap());
+    let firsts = || Segment::list(folder).unwrap().iter().map(|segment| segment.first).collect::<Vec<_>>();
+    let begun = firsts();
+    let drop_old = |through: u64, sealed_before: i64| LocalLog::drop_old(folder, &Old { through: Epoch(through), sealed_before }).unwrap();
+    assert!(begun.len() > 5);
+    // What the second segment begins with is too new, by either measure.
+    assert_eq!(drop_old(begun[1] - 2, i64::MAX), None);
+    assert_eq!(drop_old(29, record(begun[1]).sealed_at), None);
+    assert_eq!(drop_old(begun[2] - 1, i64::MAX), Some(Epoch(begun[2] - 1)));
+    assert_eq!(firsts(), begun[2..]);
+    assert_eq!(drop_old(29, record(begun[3]).sealed_at + 1), Some(Epoch(begun[3] - 1)));
+    let first = begun[3];
+    for after in 0..30 {
+        let (found, opened) = (LocalLog::read(folder, Epoch(after)), LocalLog::open_with(folder, &header(), Epoch(after), SMALL));
+        if after + 1 >= first {
+            assert_eq!(found.unwrap(), records(after + 1..30), "behind {after}");
+        } else {
+            let error = found.unwrap_err();
+            assert!(matches!(error, EpochLogError::Dropped { .. }), "{error}");
+        }
+        // It is open.
+        assert!(matches!(opened, Err(EpochLogError::InUse { .. } | EpochLogError::Dropped { .. })));
+    }
+    assert_eq!(super::super::read(&super::super::LogHome::Folder(folder.to_owned())).unwrap(), records(first..30));
+    // The newest segment stays, and is gone on with.
+    assert_eq!(drop_old(29, i64::MAX), Some(Epoch(begun[begun.len() - 1] - 1)));
+    assert_eq!(firsts(), begun[begun.len() - 1..]);
+    log.append(&records(30..40)).unwrap();
+    drop(log);
+    let (mut log, found) = LocalLog::open_with(folder, &header(), Epoch(35), SMALL).unwrap();
+    assert_eq!(found, records(36..40));
+    log.append(&[record(40)]).unwrap();
+    drop(log);
+    let error = LocalLog::open(folder, &header(), Epoch(0)).err().unwrap().to_string();
+    assert!(error.contains(&format!("begins with epoch {}, and what comes behind epoch 0 is needed", begun[begun.len() - 1])), "{error}");
 }
 
 #[test]
@@ -186,6 +228,7 @@ proptest! {
     #[test]
     fn restarted_at_any_point_it_is_contiguous(
         steps in prop::collection::vec((1_u64..6, any::<bool>(), 0_usize..200), 1..25),
+        drops in any::<bool>(),
         segment_bytes_max in 1_u64..800,
         after in 0_u64..40,
     ) {
@@ -193,10 +236,16 @@ proptest! {
         let folder = folder.path();
         let reopen = |after| LocalLog::open_with(folder, &header(), Epoch(after), segment_bytes_max).unwrap();
         let (mut log, _) = reopen(0);
-        let mut next = 1;
+        let (mut next, mut first) = (1, 1);
         for (count, restart, torn) in steps {
             log.append(&records(next..next + count)).unwrap();
             next += count;
+            let behind = |after: u64| after.clamp(first - 1, next - 1);
+            if drops {
+                let old = Old { through: Epoch(behind(after)), sealed_before: i64::MAX };
+                first = LocalLog::drop_old(folder, &old).unwrap().map_or(first, |last| last.0 + 1);
+            }
+            let after = after.clamp(first - 1, next - 1);
             if restart {
                 drop(log);
                 // A crash amid the next group.
@@ -205,11 +254,13 @@ proptest! {
                 let path = Segment::list(folder).unwrap().pop().unwrap().path;
                 OpenOptions::new().append(true).open(path).unwrap().write_all(&group[..torn.min(group.len() - 1)]).unwrap();
                 let found;
-                (log, found) = reopen(after.min(next - 1));
-                next = after.min(next - 1) + found.len() as u64 + 1;
+                (log, found) = reopen(after);
+                next = after + found.len() as u64 + 1;
+                prop_assert_eq!(found, records(after + 1..next));
             }
         }
-        prop_assert_eq!(read_all(folder), records(1..next));
-        prop_assert_eq!(LocalLog::read(folder, Epoch(after.min(next - 1))).unwrap(), records(after.min(next - 1) + 1..next));
+        let after = after.clamp(first - 1, next - 1);
+        prop_assert_eq!(LocalLog::read(folder, Epoch(first - 1)).unwrap(), records(first..next));
+        prop_assert_eq!(LocalLog::read(folder, Epoch(after)).unwrap(), records(after + 1..next));
     }
 }

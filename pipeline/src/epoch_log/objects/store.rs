@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use orderflow_faults::{Point, check};
@@ -118,6 +118,38 @@ impl Store {
         self.patiently(list).await.map_err(|failure| self.unread(failure))
     }
 
+    /// Those names of all objects that are `wanted`; it is told when each was put, in milliseconds since 1970 by the store's clock. Takes as long as
+    /// something comes, and is not tried again.
+    pub async fn names(&self, wanted: impl Fn(&str, i64) -> bool) -> Result<Vec<String>, EpochLogError> {
+        let mut listed = self.store.list(Some(&self.folder));
+        let mut names = Vec::new();
+        loop {
+            match timeout(CALL.min(self.patience.max(CALL_MIN)), listed.try_next()).await {
+                Ok(Ok(Some(meta))) => {
+                    let name = meta.location.filename().unwrap_or_default();
+                    names.extend(wanted(name, meta.last_modified.timestamp_millis()).then(|| name.to_owned()));
+                }
+                Ok(Ok(None)) => return Ok(names),
+                Ok(Err(error)) => return Err(self.unread(failure(&error))),
+                Err(_) => return Err(self.unread(Failure::Late("no answer".to_owned()))),
+            }
+        }
+    }
+
+    /// Removes objects, in no order; those that are not there do no harm.
+    pub async fn remove(&self, names: impl IntoIterator<Item = String>) -> Result<(), EpochLogError> {
+        let paths: Vec<_> = names.into_iter().map(|name| Ok(self.path(&name))).collect();
+        let mut removed = self.store.delete_stream(stream::iter(paths).boxed());
+        loop {
+            match timeout(CALL.min(self.patience.max(CALL_MIN)), removed.next()).await {
+                Ok(Some(Ok(_) | Err(Error::NotFound { .. }))) => {}
+                Ok(Some(Err(error))) => return Err(self.unread(failure(&error))),
+                Ok(None) => return Ok(()),
+                Err(_) => return Err(self.unread(Failure::Late("no answer".to_owned()))),
+            }
+        }
+    }
+
     fn unread(&self, failure: Failure) -> EpochLogError {
         let log = self.log.clone();
         match failure {
@@ -134,9 +166,9 @@ impl Store {
         loop {
             let reason = match timeout(longest, call()).await {
                 Ok(Ok(done)) => return Ok(done),
-                Ok(Err(error)) => match lasting(&error) {
-                    Some(advice) => return Err(Failure::Lasts(format!("{}; {advice}", chain(&error)))),
-                    None => chain(&error),
+                Ok(Err(error)) => match failure(&error) {
+                    Failure::Late(reason) => reason,
+                    lasts => return Err(lasts),
                 },
                 Err(_) => format!("no answer within {} s", longest.as_secs_f64()),
             };
@@ -147,6 +179,14 @@ impl Store {
             tracing::warn!(log = self.log, reason, "the epoch log's store is tried again");
             sleep(wait).await;
         }
+    }
+}
+
+/// What an error of the store is, if it is not tried again.
+fn failure(error: &Error) -> Failure {
+    match lasting(error) {
+        Some(advice) => Failure::Lasts(format!("{}; {advice}", chain(error))),
+        None => Failure::Late(chain(error)),
     }
 }
 

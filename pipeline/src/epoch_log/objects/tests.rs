@@ -292,6 +292,88 @@ fn damage_is_told() {
     }
 }
 
+fn drop_old(store: &Arc<Memory>, through: u64) -> Option<Epoch> {
+    chain(store).drop_old(&Old { through: Epoch(through), sealed_before: i64::MAX }).unwrap()
+}
+
+#[test]
+fn old_objects_are_dropped_and_openings_stay() {
+    let store = Arc::new(Memory::default());
+    let (mut log, _) = open(&store, 0);
+    log.append(&records(1..3)).unwrap();
+    log.append(&records(3..4)).unwrap();
+    (0..2).for_each(|_| drop(open(&store, 0)));
+    let (mut log, _) = open(&store, 0);
+    (4..9).for_each(|epoch| log.append(&[record(epoch)]).unwrap());
+    assert_eq!(drop_old(&store, 1), None, "the group goes on");
+    assert_eq!(chain(&store).drop_old(&Old { through: Epoch(8), sealed_before: 1 }).unwrap(), None, "none was put so long ago");
+    assert_eq!(drop_old(&store, 2), Some(Epoch(2)));
+    assert_eq!(drop_old(&store, 2), None);
+    assert_eq!(drop_old(&store, 6), Some(Epoch(6)));
+    let kept = [
+        "000000000001-0000.log",
+        "000000000004-0000.log",
+        "000000000004-0001.log",
+        "000000000004-0002.log",
+        "000000000007-0000.log",
+        "000000000008-0000.log",
+        "dropped-000000000006",
+    ];
+    assert_eq!(names(&store), kept);
+    for after in 0..6 {
+        let error = read(&store, after).unwrap_err();
+        assert!(matches!(error, EpochLogError::Dropped { first: 7, .. }), "behind {after}: {error}");
+    }
+    for after in 6..9 {
+        assert_eq!(read(&store, after).unwrap(), records(after + 1..9), "behind {after}");
+    }
+    assert_eq!(drop_old(&store, 8), Some(Epoch(7)), "the last object stays");
+    let (mut log, found) = open(&store, 7);
+    assert_eq!(found, records(8..9));
+    log.append(&records(9..12)).unwrap();
+    assert_eq!(read(&store, 7).unwrap(), records(8..12));
+    // Some were removed, others not.
+    let left = Link { epoch: 5, n: 0 }.name();
+    chain(&store).put(Link { epoch: 5, n: 0 }, object(&log.head, &records(5..6))).unwrap();
+    assert!(matches!(read(&store, 0).unwrap_err(), EpochLogError::Dropped { first: 8, .. }));
+    assert_eq!(read(&store, 8).unwrap(), records(9..12));
+    assert_eq!(drop_old(&store, 9), Some(Epoch(8)));
+    assert!(!names(&store).contains(&left));
+    // A gap behind the mark is none that dropping made.
+    let chain = chain(&store);
+    let path = Path::from(format!("job/log/epochs/{}", Link { epoch: 9, n: 0 }.name()));
+    chain.runtime.block_on(store.store.delete(&path)).unwrap();
+    let error = read(&store, 8).unwrap_err();
+    assert!(matches!(error, EpochLogError::Damaged { .. }), "{error}");
+}
+
+/// However long it slept: what it knows is gone, the names that it wants are free or are openings.
+#[test]
+fn a_writer_that_slept_while_objects_were_dropped_takes_nothing_over() {
+    let store = Arc::new(Memory::default());
+    let (mut sleeper, _) = open(&store, 0);
+    sleeper.append(&records(1..4)).unwrap();
+    // It has read the log, and not opened it yet.
+    let opener = chain(&store);
+    let read_long_ago = opener.read(Epoch(0)).unwrap();
+    let (mut log, _) = open(&store, 0);
+    // It wants the name of a group.
+    let second = chain(&store);
+    let read_since = second.read(Epoch(0)).unwrap();
+    (4..20).for_each(|epoch| log.append(&[record(epoch)]).unwrap());
+    assert_eq!(drop_old(&store, 19), Some(Epoch(18)));
+    assert!(matches!(sleeper.append(&records(4..5)).unwrap_err(), EpochLogError::TakenOver { .. }));
+    for (chain, read, put) in [(opener, read_long_ago, Put::Taken), (second, read_since, Put::Done)] {
+        let opening = object(&Head { generation: 9, writer: "late".into(), opens: Some(header()) }, &[]);
+        assert_eq!(chain.put(read.next, opening).unwrap(), put);
+        assert!(chain.is_behind_the_end(read.next).unwrap());
+    }
+    log.append(&records(20..22)).unwrap();
+    assert_eq!(read(&store, 18).unwrap(), records(19..22));
+    assert_eq!(drop_old(&store, 19), Some(Epoch(19)));
+    assert_eq!(open(&store, 19).1, records(20..22));
+}
+
 #[test]
 fn large_groups_are_cut_so_that_they_are_found() {
     let store = Arc::new(Memory::default());
@@ -340,6 +422,15 @@ fn in_store(settings: &ObjectSettings) {
     second.append(&records(20..23)).unwrap();
     assert_eq!(ObjectLog::read(settings, Epoch(0)).unwrap(), records(1..23));
     assert_eq!(ObjectLog::read(settings, Epoch(20)).unwrap(), records(21..23));
+    let now = chrono::Utc::now().timestamp_millis();
+    let old = |sealed_before| Old { through: Epoch(15), sealed_before };
+    assert_eq!(ObjectLog::drop_old(settings, &old(now - 3_600_000)).unwrap(), None);
+    assert_eq!(ObjectLog::drop_old(settings, &old(now + 3_600_000)).unwrap(), Some(Epoch(15)));
+    assert_eq!(super::super::read(&super::super::LogHome::Objects(settings.clone())).unwrap(), records(16..23));
+    assert!(matches!(ObjectLog::read(settings, Epoch(7)), Err(EpochLogError::Dropped { first: 16, .. })));
+    let (mut third, found) = ObjectLog::open(settings, &header(), Epoch(18)).unwrap();
+    assert_eq!(found, records(19..23));
+    third.append(&records(23..24)).unwrap();
 }
 
 #[test]
@@ -359,12 +450,13 @@ proptest! {
     /// However groups, failures, restarts and other writers come: what was acknowledged is there, once, in order.
     #[test]
     fn restarted_at_any_point_it_is_contiguous(
-        steps in prop::collection::vec((1_u64..6, 0_u8..6, 0_u64..20), 1..20),
+        steps in prop::collection::vec((1_u64..6, 0_u8..7, 0_u64..20), 1..20),
     ) {
         let store = Arc::new(Memory::default());
         let (mut log, _) = open(&store, 0);
-        let mut next = 1;
+        let (mut next, mut first) = (1, 1);
         for (count, step, after) in steps {
+            let after = after.max(first - 1);
             match step {
                 0 => store.next(&[Fault::Lost]),
                 1 => store.next(&[Fault::AnswerLost]),
@@ -380,18 +472,19 @@ proptest! {
                     next = last + 1;
                 }
                 4 => {
-                    let (mut older, found) = (log, open(&store, 0));
+                    let (mut older, found) = (log, open(&store, first - 1));
                     prop_assert!(older.append(&records(next..next + count)).is_err());
                     log = found.0;
-                    prop_assert_eq!(found.1, records(1..next));
+                    prop_assert_eq!(found.1, records(first..next));
                 }
+                5 => first = drop_old(&store, after.min(next - 1)).map_or(first, |last| last.0 + 1),
                 _ => {}
             }
             log.append(&records(next..next + count)).unwrap();
             next += count;
-            let after = after.min(next - 1);
+            let after = after.clamp(first - 1, next - 1);
             prop_assert_eq!(read(&store, after).unwrap(), records(after + 1..next));
         }
-        prop_assert_eq!(read(&store, 0).unwrap(), records(1..next));
+        prop_assert_eq!(read(&store, first - 1).unwrap(), records(first..next));
     }
 }

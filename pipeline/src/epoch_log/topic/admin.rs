@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::{BaseProducer, Producer};
+use rdkafka::{Offset, TopicPartitionList};
 
 use super::{CALL_WAIT, TopicSettings};
 use crate::epoch_log::EpochLogError;
@@ -52,13 +54,16 @@ fn create(settings: &TopicSettings, producer: &BaseProducer<Context>) -> Result<
     create_topic(&settings.client(&[])?, &settings.topic, 1, replicas, &all).map_err(|error| settings.brokers_failed(error))
 }
 
+fn client(settings: &TopicSettings) -> Result<AdminClient<Context>, EpochLogError> {
+    settings.client(&[])?.create_with_context(Context::default()).map_err(|e| settings.brokers_failed(refused_settings(e)))
+}
+
 fn check(settings: &TopicSettings, producer: &BaseProducer<Context>) -> Result<(), EpochLogError> {
-    let admin: AdminClient<Context> =
-        settings.client(&[])?.create_with_context(Context::default()).map_err(|e| settings.brokers_failed(refused_settings(e)))?;
+    let admin = client(settings)?;
     let options = AdminOptions::new().request_timeout(Some(CALL_WAIT));
     let found = settings.retried(producer, || {
         let mut found = block_on(admin.describe_configs(&[ResourceSpecifier::Topic(&settings.topic)], &options))?;
-        found.pop().unwrap_or(Err(rdkafka::types::RDKafkaErrorCode::UnknownTopicOrPartition)).map_err(rdkafka::error::KafkaError::AdminOp)
+        found.pop().unwrap_or(Err(RDKafkaErrorCode::UnknownTopicOrPartition)).map_err(rdkafka::error::KafkaError::AdminOp)
     })?;
     let value = |name: &str| found.get(name).and_then(|entry| entry.value.as_deref());
     let wrong: Vec<String> = REQUIRED
@@ -84,4 +89,23 @@ fn check(settings: &TopicSettings, producer: &BaseProducer<Context>) -> Result<(
         );
     }
     Ok(())
+}
+
+/// Has the brokers remove all messages before an offset.
+pub(super) fn delete_before(settings: &TopicSettings, offset: i64) -> Result<(), EpochLogError> {
+    let admin = client(settings)?;
+    let options = AdminOptions::new().request_timeout(Some(CALL_WAIT)).operation_timeout(Some(CALL_WAIT));
+    let mut offsets = TopicPartitionList::with_capacity(1);
+    let deleted = offsets
+        .add_partition_offset(&settings.topic, 0, Offset::Offset(offset))
+        .and_then(|()| block_on(admin.delete_records(&offsets, &options)));
+    let refused = deleted.map(|deleted| deleted.elements().iter().find_map(|element| element.error().err()));
+    match refused {
+        Ok(None) => Ok(()),
+        Ok(Some(error)) | Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+            let what = format!("{error}; give the job's user the right to delete records of the topic");
+            Err(EpochLogError::Refused { log: settings.to_string(), what })
+        }
+        Ok(Some(error)) | Err(error) => Err(settings.unavailable(error)),
+    }
 }

@@ -11,7 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::{BACKOFF_MAX, BACKOFF_MIN, CALL_WAIT, PROGRESS_WAIT, TopicSettings};
 use crate::epoch_log::lines::{Sequence, parse_line};
-use crate::epoch_log::{EpochLogError, EpochRecord, LogHeader};
+use crate::epoch_log::{EpochLogError, EpochRecord, LogHeader, Old};
 use crate::source::{Context, refused_settings};
 
 /// So many offsets are read on rather than bisected.
@@ -133,12 +133,11 @@ impl<'a> Reader<'a> {
     /// Everything decided behind `after`.
     pub fn read(&self, after: Epoch) -> Result<Read, EpochLogError> {
         let mut read = Read { header: self.header()?, sequence: Sequence::new(after) };
-        let Some(header) = &read.header else { return Ok(read) };
-        let job = header.job.clone();
+        let Some(begun) = read.header.clone() else { return Ok(read) };
         let (low, end) = self.bounds()?;
         let mut from = low;
         if after > Epoch(0) {
-            from = self.bisect(low, end, after)?;
+            from = self.bisect(low, end, |record| record.epoch.0 <= after.0 + 1)?;
         }
         self.assign(from)?;
         let mut next = from;
@@ -146,27 +145,78 @@ impl<'a> Reader<'a> {
             next = offset + 1;
             match entry {
                 Entry::Record(record) => read.sequence.take(record).map_err(|what| self.damaged(offset, what))?,
-                // The first one, or that of another job which found the topic empty at the same moment, and gave up.
-                Entry::Header(header) if from == low && read.sequence.last() == Epoch(0) || header.job != job => {}
-                Entry::Header(_) => return Err(self.damaged(offset, "there is a second header".to_owned())),
+                // The first one, or it again, or that of another job which found the topic empty at the same moment, and gave up.
+                Entry::Header(header) if header == begun || header.job != begun.job => {}
+                Entry::Header(_) => return Err(self.damaged(offset, "there is another header".to_owned())),
             }
         }
         Ok(read)
     }
 
-    /// An offset behind which all records behind `after` are, and not many others.
+    /// The newest header up to which records are old, where headers come each so many epochs: its offset, and the last epoch before it. None if there is none
+    /// but that which the topic begins with.
+    pub fn old_header(&self, old: &Old, header_epochs: u64) -> Result<Option<(Epoch, i64)>, EpochLogError> {
+        let (low, end) = self.bounds()?;
+        let from = self.bisect(low, end, |record| old.is_before(record))?;
+        let mut newest = None;
+        self.read_from(from, |_, entry| {
+            let Entry::Record(record) = entry else { return true };
+            let is_old = old.is_before(&record);
+            if is_old {
+                newest = Some(record.epoch.0);
+            }
+            is_old
+        })?;
+        let Some(epoch) = newest.map(|epoch| (epoch - 1) / header_epochs * header_epochs).filter(|&epoch| epoch > 0) else {
+            return Ok(None);
+        };
+        let from = self.bisect(low, end, |record| record.epoch.0 <= epoch)?;
+        let (mut header, mut found) = (None, None);
+        self.read_from(from, |offset, entry| {
+            match entry {
+                Entry::Header(_) => header = Some(offset),
+                Entry::Record(record) if record.epoch.0 <= epoch => header = None,
+                Entry::Record(_) => {
+                    // None, if a release wrote it that did not repeat headers.
+                    found = header;
+                    return false;
+                }
+            }
+            true
+        })?;
+        Ok(found.filter(|&offset| offset > low).map(|offset| (Epoch(epoch), offset)))
+    }
+
+    /// Reads from an offset while `more` says so.
+    fn read_from(&self, from: i64, mut more: impl FnMut(i64, Entry) -> bool) -> Result<(), EpochLogError> {
+        self.assign(from)?;
+        let mut next = from;
+        while let Some((offset, entry)) = self.next(next)? {
+            next = offset + 1;
+            if !more(offset, entry) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// An offset from which on all records are that are not `early`, and not many others. Those that are early come first.
     ///
-    /// We maintain the invariant that the message at or behind `near` has an epoch of `after + 1` at most, and none at or behind `far` does
-    /// so.
-    fn bisect(&self, low: i64, end: i64, after: Epoch) -> Result<i64, EpochLogError> {
+    /// We maintain the invariant that the record at or behind `near` is early, if any is, and none at or behind `far` is.
+    fn bisect(&self, low: i64, end: i64, early: impl Fn(&EpochRecord) -> bool) -> Result<i64, EpochLogError> {
         let (mut near, mut far) = (low, end);
         while far - near > NEAR {
             let middle = near + (far - near) / 2;
-            self.assign(middle)?;
-            match self.next(middle)? {
-                Some((_, Entry::Record(record))) if record.epoch.0 > after.0 + 1 => far = middle,
-                Some((offset, _)) => near = offset,
-                None => far = middle,
+            let mut first = None;
+            self.read_from(middle, |offset, entry| {
+                if let Entry::Record(record) = entry {
+                    first = Some((offset, early(&record)));
+                }
+                first.is_none()
+            })?;
+            match first {
+                Some((offset, true)) => near = offset,
+                _ => far = middle,
             }
         }
         Ok(near)

@@ -55,6 +55,7 @@ fn with_a_broker() {
     another_job_is_refused_and_takes_nothing_over(&broker);
     topics_that_could_lose_records_are_refused(&broker);
     is_read_behind_an_epoch(&broker);
+    old_records_are_dropped(&broker);
     damage_is_told(&broker);
     an_open_transaction_hides_nothing(&broker);
 }
@@ -168,17 +169,51 @@ fn is_read_behind_an_epoch(broker: &Broker) {
     assert!(matches!(read(&settings, 20_010), Err(EpochLogError::TooShort { last: 20_009, after: 20_010, .. })));
 }
 
+fn old_records_are_dropped(broker: &Broker) {
+    const HEADER: u64 = 10;
+    let settings = settings(broker, "old", "test");
+    let (mut log, _) = open(&settings, 0).unwrap();
+    log.header_epochs = HEADER;
+    (1..8).for_each(|epoch| log.append(&[record(epoch)]).unwrap());
+    log.append(&records(8..1500)).unwrap();
+    log.append(&records(1500..1506)).unwrap();
+    let drop_old = |through: u64, sealed_before: i64| {
+        TopicLog::drop_old_at(&settings, &Old { through: Epoch(through), sealed_before }, HEADER).unwrap()
+    };
+    assert_eq!(drop_old(9, i64::MAX), None);
+    assert_eq!(drop_old(1505, record(11).sealed_at), None);
+    for (through, sealed_before, dropped) in
+        [(10, i64::MAX, 10), (1505, record(21).sealed_at + 1, 20), (77, i64::MAX, 70), (1005, i64::MAX, 1000), (1505, i64::MAX, 1500)]
+    {
+        assert_eq!(drop_old(through, sealed_before), Some(Epoch(dropped)));
+        assert_eq!(drop_old(through, sealed_before), None, "again");
+        assert_eq!(read(&settings, dropped).unwrap(), records(dropped + 1..1506));
+        let error = read(&settings, dropped - 1).unwrap_err();
+        assert!(matches!(error, EpochLogError::Dropped { first, .. } if first == dropped + 1), "{error}");
+        assert_eq!(super::super::read(&super::super::LogHome::Topic(settings.clone())).unwrap(), records(dropped + 1..1506));
+    }
+    let (mut log, found) = open(&settings, 1502).unwrap();
+    assert_eq!(found, records(1503..1506));
+    log.append(&records(1506..1508)).unwrap();
+    assert_eq!(open(&settings, 1500).unwrap().1, records(1501..1508));
+    // Without headers in it.
+    let settings = TopicSettings { topic: "old-without-headers".into(), ..settings };
+    let (mut log, _) = open(&settings, 0).unwrap();
+    log.append(&records(1..30)).unwrap();
+    assert_eq!(TopicLog::drop_old_at(&settings, &Old { through: Epoch(29), sealed_before: i64::MAX }, HEADER).unwrap(), None);
+}
+
 fn damage_is_told(broker: &Broker) {
     let mut wrong = line(&record(4));
     wrong.replace_range(20..21, "#");
-    let begun = line(&LogHeader { job: "test".into(), ..header() });
+    let begun = line(&LogHeader { job: "test".into(), splits: vec!["orders/7".into()], ..header() });
     for (number, (lines, expected)) in [
         // Header, its marker, three records, their marker.
         (vec![wrong], "at offset 6 is damaged: its checksum does not fit"),
         (vec![line(&record(5))], "epoch 5 follows epoch 3"),
         (vec![line(&record(3))], "epoch 3 follows epoch 3"),
         (vec![String::new()], "it is too short"),
-        (vec![begun], "there is a second header"),
+        (vec![begun], "there is another header"),
     ]
     .into_iter()
     .enumerate()
