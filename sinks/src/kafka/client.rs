@@ -87,13 +87,21 @@ pub(super) fn producer_config(
     config
 }
 
-/// The settings of the consumer that reads back what was committed.
-pub(super) fn consumer_config(brokers: &str, properties: &BTreeMap<String, String>, group: &str) -> ClientConfig {
+/// Whether a consumer waits for transactions that are open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Isolation {
+    /// It does, also where it asks for offsets: the broker then answers only when no transaction that holds one is open.
+    ReadCommitted,
+    /// It does not: offsets are those that were committed last.
+    ReadUncommitted,
+}
+
+/// The settings of a consumer that reads back what was committed.
+pub(super) fn consumer_config(brokers: &str, properties: &BTreeMap<String, String>, group: &str, isolation: Isolation) -> ClientConfig {
     let mut config = common(brokers, properties, &[("fetch.wait.max.ms", "50"), ("fetch.error.backoff.ms", "100")]);
     for (name, value) in [
         ("group.id", group),
-        // Of offsets, too: the broker then answers only when no transaction that holds one is open.
-        ("isolation.level", "read_committed"),
+        ("isolation.level", if isolation == Isolation::ReadCommitted { "read_committed" } else { "read_uncommitted" }),
         ("enable.auto.commit", "false"),
         ("enable.partition.eof", "true"),
         ("auto.offset.reset", "error"),

@@ -19,12 +19,13 @@ use std::time::{Duration, Instant};
 
 use orderflow_faults::{Point, pass};
 use orderflow_operators::epoch::Epoch;
+use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{Context, consumer_config, producer_config};
+use super::client::{Context, Isolation, consumer_config, producer_config};
 use super::error::Failure;
 use super::message::Messages;
 use super::{KafkaSettings, Step, topic};
@@ -84,9 +85,9 @@ struct Record {
 impl Session {
     /// Makes the topic, fences whoever wrote to it before and ends its transaction; the last epoch that is committed.
     pub fn take_over(target: &Arc<Target>) -> Result<(Session, Epoch), Failure> {
-        let consumer = target.consumer()?;
+        let consumer = target.consumer(Isolation::ReadCommitted)?;
         let take = || {
-            let config = consumer_config(&target.settings.brokers, &target.settings.properties, &target.group);
+            let config = target.consumer_config(Isolation::ReadCommitted);
             let partitions = topic::ensure(&consumer, &config, &target.settings, &target.topic)?;
             let session = Session::start(target, &consumer)?;
             let committed = match target.record(&consumer)?.committed {
@@ -102,10 +103,11 @@ impl Session {
 
     /// Goes on after an error; the last epoch that is committed. Refused if another sink took over, or the topic was removed.
     pub fn reopen(target: &Arc<Target>, known: Known) -> Result<(Session, Epoch), Failure> {
-        let consumer = target.consumer()?;
+        let consumer = target.consumer(Isolation::ReadCommitted)?;
         let reopen = || {
-            // Before this producer fences the one that took over.
-            target.own_record(&consumer)?;
+            // Before this producer fences the one that took over. What an earlier producer of this sink has left open is not waited for: fencing is what ends it.
+            // Who is just about to take over, and has not recorded it, is fenced, and tries again.
+            target.own_record(&target.consumer(Isolation::ReadUncommitted)?)?;
             let session = Session::start(target, &consumer)?;
             // Nothing that was begun under the transactional id is open any more.
             let record = target.own_record(&consumer)?;
@@ -231,9 +233,12 @@ impl Session {
 }
 
 impl Target {
-    fn consumer(&self) -> Result<BaseConsumer<Context>, Failure> {
-        let config = consumer_config(&self.settings.brokers, &self.settings.properties, &self.group);
-        Ok(config.create_with_context(Context::default())?)
+    fn consumer_config(&self, isolation: Isolation) -> ClientConfig {
+        consumer_config(&self.settings.brokers, &self.settings.properties, &self.group, isolation)
+    }
+
+    fn consumer(&self, isolation: Isolation) -> Result<BaseConsumer<Context>, Failure> {
+        Ok(self.consumer_config(isolation).create_with_context(Context::default())?)
     }
 
     fn partition(&self, offset: Offset, metadata: &str) -> Result<TopicPartitionList, Failure> {
@@ -246,7 +251,7 @@ impl Target {
         Ok(list)
     }
 
-    /// The record, once no transaction is open that would change it.
+    /// The record; for a consumer that reads what is committed, once no transaction is open that would change it.
     fn record(&self, consumer: &BaseConsumer<Context>) -> Result<Record, Failure> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -301,7 +306,7 @@ impl Target {
 
     /// [`Failure::Refused`] if another sink took over; otherwise `fenced`, which trying again mends.
     pub fn who_fenced(&self, fenced: Failure) -> Failure {
-        match self.consumer().and_then(|consumer| self.own_record(&consumer)) {
+        match self.consumer(Isolation::ReadCommitted).and_then(|consumer| self.own_record(&consumer)) {
             Err(refused @ Failure::Refused(_)) => refused,
             _ => fenced,
         }
