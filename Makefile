@@ -5,6 +5,8 @@ ORDERS ?= 1000000
 PYTHON ?= python3
 TARGET ?= decoder
 FUZZ_SECONDS ?= 60
+# Tests at a time. Most wait for brokers and servers, so at least four.
+RUST_TEST_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 4); echo $$((n > 4 ? n : 4)))
 
 RUNS ?= 200
 SEED ?= 1
@@ -29,7 +31,7 @@ build: setup
 
 # The Rust tests, then the checks with somebody else's readers where Python is there.
 test: setup
-	$(CARGO) test --workspace
+	RUST_TEST_THREADS=$(RUST_TEST_THREADS) $(CARGO) test --workspace
 	@deploy/dev/python-checks.sh $(PYTHON)
 
 # The seed says which input, settings, points and kills. It prints a line a run and a table of the points.

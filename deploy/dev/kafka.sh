@@ -87,6 +87,11 @@ transaction.state.log.num.partitions=4
 # The default of 128 MiB does not always fit into the heap below.
 log.cleaner.dedupe.buffer.size=16777216
 group.initial.rebalance.delay.ms=0
+# A broker that was killed and started again is taken for a second one until its session is over: 9 s by default.
+broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=3000
+# How often transactions are looked for that have timed out: 10 s by default.
+transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 PROPERTIES
 }
 

@@ -258,8 +258,8 @@ async fn a_transaction_that_timed_out_is_done_again() {
     let once = AtomicBool::new(true);
     sink.on_step(move |step| {
         if step == Step::Acknowledged && once.swap(false, Ordering::SeqCst) {
-            // The coordinator looks for such transactions every 10 s.
-            std::thread::sleep(Duration::from_secs(13));
+            // The development broker looks for such transactions every second.
+            std::thread::sleep(Duration::from_secs(5));
         }
     });
     assert!(commit(&mut sink, 1).await > 0, "a transaction that the coordinator ended cannot be committed");
