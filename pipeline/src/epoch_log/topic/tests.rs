@@ -182,9 +182,7 @@ fn old_records_are_dropped(broker: &Broker) {
     };
     assert_eq!(drop_old(9, i64::MAX), None);
     assert_eq!(drop_old(1505, record(11).sealed_at), None);
-    for (through, sealed_before, dropped) in
-        [(10, i64::MAX, 10), (1505, record(21).sealed_at + 1, 20), (1505, i64::MAX, 1500)]
-    {
+    for (through, sealed_before, dropped) in [(10, i64::MAX, 10), (1505, record(21).sealed_at + 1, 20), (1505, i64::MAX, 1500)] {
         assert_eq!(drop_old(through, sealed_before), Some(Epoch(dropped)));
         assert_eq!(drop_old(through, sealed_before), None, "again");
         assert_eq!(read(&settings, dropped).unwrap(), records(dropped + 1..1506));
