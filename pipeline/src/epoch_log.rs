@@ -38,12 +38,13 @@ use serde::{Deserialize, Serialize};
 pub use error::EpochLogError;
 pub use local::FolderLock;
 pub use objects::ObjectSettings;
-pub use old::{Dropper, Old, drop_old};
+pub use old::Dropper;
 pub use topic::TopicSettings;
 pub use writer::LogWriter;
 
 use local::LocalLog;
 use objects::ObjectLog;
+use old::Old;
 use topic::TopicLog;
 
 use crate::stages::MEANING;

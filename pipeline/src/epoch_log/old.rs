@@ -16,7 +16,7 @@ use super::{EpochLogError, EpochRecord, LogHome};
 
 /// Which epochs are old.
 #[derive(Clone, Copy, Debug)]
-pub struct Old {
+pub(super) struct Old {
     /// No later ones: the epoch of the oldest checkpoint.
     pub through: Epoch,
     /// Nor those sealed at this time or later: milliseconds since 1970.
@@ -35,7 +35,7 @@ impl Old {
 ///
 /// # Errors
 /// If the log is damaged, or cannot be read or written; it can be tried again.
-pub fn drop_old(home: &LogHome, old: &Old) -> Result<Option<Epoch>, EpochLogError> {
+fn drop_old(home: &LogHome, old: &Old) -> Result<Option<Epoch>, EpochLogError> {
     match home {
         LogHome::Folder(folder) => LocalLog::drop_old(folder, old),
         LogHome::Topic(settings) => TopicLog::drop_old(settings, old),

@@ -155,6 +155,10 @@ impl TopicSettings {
     }
 }
 
+fn header_interval() -> u64 {
+    header_epochs().unwrap_or(HEADER_EPOCHS)
+}
+
 /// The epoch log in a topic, open for appending.
 pub struct TopicLog {
     settings: TopicSettings,
@@ -184,8 +188,8 @@ impl TopicLog {
         let end = settings.retried(&producer, || producer.client().fetch_watermarks(&settings.topic, 0, CALL_WAIT).map(|(_, end)| end))?;
         reader.wait_decided(end)?;
         let read = reader.read(after)?;
-        let (header_epochs, last) = (header_epochs().unwrap_or(HEADER_EPOCHS), read.sequence.last());
-        let mut log = TopicLog { settings: settings.clone(), producer, header: header.clone(), header_epochs, last };
+        let last = read.sequence.last();
+        let mut log = TopicLog { settings: settings.clone(), producer, header: header.clone(), header_epochs: header_interval(), last };
         match read.header {
             Some(begun) => {
                 if let Some(what) = begun.difference(header) {
@@ -234,7 +238,7 @@ impl TopicLog {
     /// # Errors
     /// If the log is damaged, the brokers do not answer, or do not let it.
     pub fn drop_old(settings: &TopicSettings, old: &Old) -> Result<Option<Epoch>, EpochLogError> {
-        TopicLog::drop_old_at(settings, old, header_epochs().unwrap_or(HEADER_EPOCHS))
+        TopicLog::drop_old_at(settings, old, header_interval())
     }
 
     fn drop_old_at(settings: &TopicSettings, old: &Old, header_epochs: u64) -> Result<Option<Epoch>, EpochLogError> {

@@ -248,7 +248,11 @@ impl<'a> Job<'a> {
     }
 
     fn log(&self, process: usize) -> PathBuf {
-        self.out.join(format!("life-{:03}-{process}.log", self.lives))
+        self.log_of(self.lives, process)
+    }
+
+    fn log_of(&self, life: usize, process: usize) -> PathBuf {
+        self.out.join(format!("life-{life:03}-{process}.log"))
     }
 
     fn until_it_ends(&mut self, mut processes: Vec<Process>, deadline: Option<Instant>) -> Ended {
@@ -328,7 +332,7 @@ impl<'a> Job<'a> {
     fn told_epochs(&self) -> BTreeMap<Epoch, orderflow::epoch_log::EpochRecord> {
         let mut told = BTreeMap::new();
         for life in 1..=self.lives {
-            let said = std::fs::read_to_string(self.out.join(format!("life-{life:03}-0.log"))).unwrap();
+            let said = std::fs::read_to_string(self.log_of(life, 0)).unwrap();
             let events = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
             let records = events.filter_map(|event| serde_json::from_str(event.get("record")?.as_str()?).ok());
             told.extend(records.map(|record: orderflow::epoch_log::EpochRecord| (record.epoch, record)));

@@ -74,18 +74,22 @@ mod enabled {
 
     /// The size at which the epoch log in a folder goes on in another segment, instead of the usual one: `epoch_log.local.segment.bytes=return(2000)`.
     pub fn segment_bytes_max() -> Option<u64> {
-        action("epoch_log.local.segment.bytes").and_then(|bytes| bytes.parse().ok())
+        number("epoch_log.local.segment.bytes")
     }
 
     /// After how many epochs the epoch log in a topic repeats its header, instead of the usual number: `epoch_log.topic.header.epochs=return(20)`.
     pub fn header_epochs() -> Option<u64> {
-        action("epoch_log.topic.header.epochs").and_then(|epochs| epochs.parse().ok())
+        number("epoch_log.topic.header.epochs")
     }
 
     /// How far the clock that gives epochs their sealing times is ahead of the machine's, asked once for each epoch:
     /// `seal_clock.ahead_ms=20*return(0)->return(-3600000)`.
     pub fn clock_ahead_ms() -> i64 {
-        action("seal_clock.ahead_ms").and_then(|ms| ms.parse().ok()).unwrap_or(0)
+        number("seal_clock.ahead_ms").unwrap_or(0)
+    }
+
+    fn number<T: std::str::FromStr>(name: &str) -> Option<T> {
+        action(name).and_then(|number| number.parse().ok())
     }
 
     fn action(name: &str) -> Option<String> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use orderflow_faults::{Point, check};
@@ -123,31 +123,36 @@ impl Store {
     pub async fn names(&self, wanted: impl Fn(&str, i64) -> bool) -> Result<Vec<String>, EpochLogError> {
         let mut listed = self.store.list(Some(&self.folder));
         let mut names = Vec::new();
-        loop {
-            match timeout(CALL.min(self.patience.max(CALL_MIN)), listed.try_next()).await {
-                Ok(Ok(Some(meta))) => {
-                    let name = meta.location.filename().unwrap_or_default();
-                    names.extend(wanted(name, meta.last_modified.timestamp_millis()).then(|| name.to_owned()));
-                }
-                Ok(Ok(None)) => return Ok(names),
-                Ok(Err(error)) => return Err(self.unread(failure(&error))),
-                Err(_) => return Err(self.unread(Failure::Late("no answer".to_owned()))),
-            }
+        while let Some(meta) = self.next(&mut listed).await? {
+            let name = meta.location.filename().unwrap_or_default();
+            names.extend(wanted(name, meta.last_modified.timestamp_millis()).then(|| name.to_owned()));
         }
+        Ok(names)
     }
 
     /// Removes objects, in no order; those that are not there do no harm.
     pub async fn remove(&self, names: impl IntoIterator<Item = String>) -> Result<(), EpochLogError> {
         let paths: Vec<_> = names.into_iter().map(|name| Ok(self.path(&name))).collect();
-        let mut removed = self.store.delete_stream(stream::iter(paths).boxed());
-        loop {
-            match timeout(CALL.min(self.patience.max(CALL_MIN)), removed.next()).await {
-                Ok(Some(Ok(_) | Err(Error::NotFound { .. }))) => {}
-                Ok(Some(Err(error))) => return Err(self.unread(failure(&error))),
-                Ok(None) => return Ok(()),
-                Err(_) => return Err(self.unread(Failure::Late("no answer".to_owned()))),
-            }
+        let removed = self.store.delete_stream(stream::iter(paths).boxed());
+        let mut removed = removed.map(|removed| match removed {
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        });
+        while self.next(&mut removed).await?.is_some() {}
+        Ok(())
+    }
+
+    /// The next of what the store sends piece by piece, each within the time of a call.
+    async fn next<T>(&self, pieces: &mut (impl Stream<Item = Result<T, Error>> + Unpin)) -> Result<Option<T>, EpochLogError> {
+        let longest = self.longest_call();
+        match timeout(longest, pieces.try_next()).await {
+            Ok(piece) => piece.map_err(|error| self.unread(failure(&error))),
+            Err(_) => Err(self.unread(no_answer(longest))),
         }
+    }
+
+    fn longest_call(&self) -> Duration {
+        CALL.min(self.patience.max(CALL_MIN))
     }
 
     fn unread(&self, failure: Failure) -> EpochLogError {
@@ -161,17 +166,15 @@ impl Store {
     /// Tries until it is done, fails for good, or patience is at its end.
     async fn patiently<T, F: Future<Output = Result<T, Error>>>(&self, mut call: impl FnMut() -> F) -> Result<T, Failure> {
         let end = Instant::now() + self.patience;
-        let longest = CALL.min(self.patience.max(CALL_MIN));
+        let longest = self.longest_call();
         let mut backoff = Backoff::default();
         loop {
-            let reason = match timeout(longest, call()).await {
+            let failed = match timeout(longest, call()).await {
                 Ok(Ok(done)) => return Ok(done),
-                Ok(Err(error)) => match failure(&error) {
-                    Failure::Late(reason) => reason,
-                    lasts => return Err(lasts),
-                },
-                Err(_) => format!("no answer within {} s", longest.as_secs_f64()),
+                Ok(Err(error)) => failure(&error),
+                Err(_) => no_answer(longest),
             };
+            let Failure::Late(reason) = failed else { return Err(failed) };
             let wait = backoff.next();
             if Instant::now() + wait >= end {
                 return Err(Failure::Late(reason));
@@ -188,6 +191,10 @@ fn failure(error: &Error) -> Failure {
         Some(advice) => Failure::Lasts(format!("{}; {advice}", chain(error))),
         None => Failure::Late(chain(error)),
     }
+}
+
+fn no_answer(within: Duration) -> Failure {
+    Failure::Late(format!("no answer within {} s", within.as_secs_f64()))
 }
 
 enum Failure {

@@ -1,5 +1,6 @@
 //! Reading the topic: its header, or all records behind an epoch.
 
+use std::ops::ControlFlow;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -139,17 +140,15 @@ impl<'a> Reader<'a> {
         if after > Epoch(0) {
             from = self.bisect(low, end, |record| record.epoch.0 <= after.0 + 1)?;
         }
-        self.assign(from)?;
-        let mut next = from;
-        while let Some((offset, entry)) = self.next(next)? {
-            next = offset + 1;
+        self.read_from(from, |offset, entry| {
             match entry {
                 Entry::Record(record) => read.sequence.take(record).map_err(|what| self.damaged(offset, what))?,
                 // The first one, or it again, or that of another job which found the topic empty at the same moment, and gave up.
                 Entry::Header(header) if header == begun || header.job != begun.job => {}
                 Entry::Header(_) => return Err(self.damaged(offset, "there is another header".to_owned())),
             }
-        }
+            Ok(ControlFlow::Continue(()))
+        })?;
         Ok(read)
     }
 
@@ -160,12 +159,12 @@ impl<'a> Reader<'a> {
         let from = self.bisect(low, end, |record| old.is_before(record))?;
         let mut newest = None;
         self.read_from(from, |_, entry| {
-            let Entry::Record(record) = entry else { return true };
-            let is_old = old.is_before(&record);
-            if is_old {
-                newest = Some(record.epoch.0);
+            let Entry::Record(record) = entry else { return Ok(ControlFlow::Continue(())) };
+            if !old.is_before(&record) {
+                return Ok(ControlFlow::Break(()));
             }
-            is_old
+            newest = Some(record.epoch.0);
+            Ok(ControlFlow::Continue(()))
         })?;
         let Some(epoch) = newest.map(|epoch| (epoch - 1) / header_epochs * header_epochs).filter(|&epoch| epoch > 0) else {
             return Ok(None);
@@ -179,21 +178,25 @@ impl<'a> Reader<'a> {
                 Entry::Record(_) => {
                     // None, if a release wrote it that did not repeat headers.
                     found = header;
-                    return false;
+                    return Ok(ControlFlow::Break(()));
                 }
             }
-            true
+            Ok(ControlFlow::Continue(()))
         })?;
         Ok(found.filter(|&offset| offset > low).map(|offset| (Epoch(epoch), offset)))
     }
 
-    /// Reads from an offset while `more` says so.
-    fn read_from(&self, from: i64, mut more: impl FnMut(i64, Entry) -> bool) -> Result<(), EpochLogError> {
+    /// Gives what is from an offset on to `take`, until that breaks or the topic ends.
+    fn read_from(
+        &self,
+        from: i64,
+        mut take: impl FnMut(i64, Entry) -> Result<ControlFlow<()>, EpochLogError>,
+    ) -> Result<(), EpochLogError> {
         self.assign(from)?;
         let mut next = from;
         while let Some((offset, entry)) = self.next(next)? {
             next = offset + 1;
-            if !more(offset, entry) {
+            if take(offset, entry)?.is_break() {
                 break;
             }
         }
@@ -209,10 +212,9 @@ impl<'a> Reader<'a> {
             let middle = near + (far - near) / 2;
             let mut first = None;
             self.read_from(middle, |offset, entry| {
-                if let Entry::Record(record) = entry {
-                    first = Some((offset, early(&record)));
-                }
-                first.is_none()
+                let Entry::Record(record) = entry else { return Ok(ControlFlow::Continue(())) };
+                first = Some((offset, early(&record)));
+                Ok(ControlFlow::Break(()))
             })?;
             match first {
                 Some((offset, true)) => near = offset,
