@@ -17,6 +17,7 @@ mod chunk;
 mod files;
 mod kafka;
 mod lines;
+mod pace;
 mod produce;
 mod sender;
 mod topic_lines;

@@ -263,6 +263,11 @@ impl Feed {
         self.shared.lock().room_wake = Some(wake);
     }
 
+    /// Whether all that was pushed was taken.
+    pub fn is_drained(&self) -> bool {
+        self.shared.lock().rows == 0
+    }
+
     /// Whether the reader was dropped.
     pub fn is_abandoned(&self) -> bool {
         self.shared.lock().abandoned

@@ -6,7 +6,6 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use flate2::bufread::MultiGzDecoder;
 use orderflow_operators::decoder::Topic;
@@ -15,6 +14,7 @@ use orderflow_operators::epoch::Place;
 use super::buffer::{Feed, buffer};
 use super::chunk::ChunkBuilder;
 use super::lines::Lines;
+use super::pace::{Ahead, Pace};
 use super::{Source, SourceError, SourceLimits, Split, SplitReader, Wake, numbered};
 
 /// The files of a folder, each read by a thread of its own while it is open.
@@ -24,8 +24,22 @@ pub struct FileSource {
     /// By split.
     files: Vec<InputFile>,
     limits: SourceLimits,
-    /// By split, where rows arrive at a pace: which.
-    paces: Vec<Option<Pace>>,
+    paces: Option<Paces>,
+}
+
+/// Where rows arrive at a pace.
+#[derive(Debug)]
+struct Paces {
+    /// By split; none where all come at once.
+    splits: Vec<Option<SplitPace>>,
+    ahead: Ahead,
+}
+
+/// Rows a second, from an offset on.
+#[derive(Clone, Copy, Debug)]
+struct SplitPace {
+    rate: f64,
+    from: i64,
 }
 
 impl FileSource {
@@ -54,25 +68,20 @@ impl FileSource {
         }
         let names = |topic| files.iter().filter(move |file| file.topic == topic).map(|file| file.name.clone());
         let splits = numbered(names(Topic::Inventory), names(Topic::Orders))?;
-        Ok(FileSource { paces: vec![None; files.len()], splits, files, limits: limits.checked() })
+        Ok(FileSource { paces: None, splits, files, limits: limits.checked() })
     }
 
     /// The same, but rows arrive at a pace: together so many a second, from each file in proportion to its rows (estimated by its
     /// beginning). Files whose names begin with `at_once` are read as fast as they can be, and so are the rows before the offsets of `taken`, by split, which
-    /// came in an earlier life; the others a little later.
+    /// came in an earlier life; the others come when all these were taken, and a little later.
     pub fn paced(mut self, rows_per_s: f64, at_once: &str, taken: &BTreeMap<u32, i64>) -> FileSource {
         let sizes: Vec<u64> = self.files.iter().map(InputFile::rows_estimated).collect();
         let paced = |split: &Split| !split.name.starts_with(at_once);
         let total: u64 = self.splits.iter().zip(&sizes).filter(|(split, _)| paced(split)).map(|(_, bytes)| bytes).sum();
         let rate = |bytes: u64| rows_per_s * bytes.max(1) as f64 / total.max(1) as f64;
-        let pause = match (taken.is_empty(), self.splits.iter().all(paced)) {
-            (false, _) => AFTER_TAKEN,
-            (true, false) => AFTER_OPENING,
-            (true, true) => Duration::ZERO,
-        };
-        let pace =
-            |split: &Split, bytes| Pace { rate: rate(bytes), from: taken.get(&split.number).copied().unwrap_or(0), pause, start: None };
-        self.paces = self.splits.iter().zip(sizes).map(|(split, bytes)| paced(split).then(|| pace(split, bytes))).collect();
+        let from = |split: &Split| taken.get(&split.number).copied().unwrap_or(0);
+        let pace = |(split, bytes)| paced(split).then(|| SplitPace { rate: rate(bytes), from: from(split) });
+        self.paces = Some(Paces { splits: self.splits.iter().zip(sizes).map(pace).collect(), ahead: Ahead::default() });
         self
     }
 
@@ -95,11 +104,22 @@ impl Source for FileSource {
         let limits = self.limits;
         let input = file.open().map_err(|source| SourceError::Unreadable { path: file.path.clone(), source: Arc::new(source) })?;
         let (feed, reader) = buffer(&file.name, offset, limits, wake);
-        let mut pace = self.paces[number].clone().map(|pace| Pace { from: pace.from.max(offset), ..pace });
+        let (mut pace, mut ahead) = (None, None);
+        if let Some(Paces { splits, ahead: all }) = &self.paces {
+            match splits[number] {
+                Some(SplitPace { rate, from }) => pace = Some(Pace::new(rate, offset, from, all)),
+                None => ahead = Some(all.one()),
+            }
+        }
         thread::Builder::new()
             .name(format!("read-{number}"))
             .spawn(move || match read(input, &file, offset, limits, pace.as_mut(), &feed) {
-                Ok(()) => feed.end(),
+                Ok(()) => {
+                    feed.end();
+                    if let Some(ahead) = ahead.or(pace.and_then(Pace::into_ahead)) {
+                        ahead.until_taken(&feed);
+                    }
+                }
                 Err(error) => feed.fail(error),
             })
             .map_err(|source| SourceError::Unreadable { path: self.files[number].path.clone(), source: Arc::new(source) })?;
@@ -152,49 +172,6 @@ fn read(
     }
     Ok(())
 }
-
-/// Rows that arrive at a pace.
-#[derive(Clone, Debug)]
-struct Pace {
-    /// Rows a second.
-    rate: f64,
-    /// The offset of the first one; those before it come at once.
-    from: i64,
-    /// Between what comes at once and the first one.
-    pause: Duration,
-    /// When the first one is due, once what is before it has come.
-    start: Option<Instant>,
-}
-
-impl Pace {
-    /// Rows that arrive together: those of a millisecond.
-    fn step(&self) -> usize {
-        ((self.rate / 1000.0) as usize).max(1)
-    }
-
-    /// Waits until the row at `offset` is due, or nobody wants it.
-    fn wait(&mut self, offset: i64, feed: &Feed) {
-        const LOOK: Duration = Duration::from_millis(100);
-        if offset < self.from {
-            return;
-        }
-        let start = *self.start.get_or_insert_with(|| Instant::now() + self.pause);
-        let due = start + Duration::from_secs_f64(((offset - self.from) as f64 / self.rate).min(MAX_PAUSE_S));
-        while let Some(rest) = due.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero()) {
-            if feed.is_abandoned() {
-                return;
-            }
-            thread::sleep(rest.min(LOOK));
-        }
-    }
-}
-
-/// How long rows at a pace wait where others come at once before them.
-const AFTER_OPENING: Duration = Duration::from_secs(3);
-/// The same, where those came in an earlier life: so that the epochs of that life have been played when the first one arrives.
-const AFTER_TAKEN: Duration = Duration::from_secs(5);
-/// Times further off cannot be computed with: a hundred years.
-const MAX_PAUSE_S: f64 = 3e9;
 
 #[derive(Clone, Debug)]
 struct InputFile {
