@@ -236,7 +236,7 @@ pub(crate) fn operator_settings(config: &Config) -> Result<crate::dataflow::Sett
 
 /// How soon the end of a part is noticed.
 const POLL: Duration = Duration::from_millis(20);
-/// How long workers may take to leave after a failure.
+/// How long workers may take to leave after a failure, and what goes on beside a replay may take to end after it.
 const LEAVE: Duration = Duration::from_secs(2);
 /// How long a job that was asked to stop waits for its last checkpoint: without it, the next life plays some epochs more.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(30);
@@ -337,8 +337,7 @@ impl Job {
             log_home: self.log_home.clone(),
             durable: durable_seen,
         };
-        let checkpoints::Running { states, trigger, mut task } =
-            checkpoints.start(config, &runtime, resumed, states, &metrics, &failure)?;
+        let checkpoints::Running { states, trigger, task } = checkpoints.start(config, &runtime, resumed, states, &metrics, &failure)?;
 
         let head = match log {
             None => None,
@@ -417,10 +416,10 @@ impl Job {
         hub.close();
 
         last_commits(tasks, done, self.rows_total, &committed, &self.handles, &failure);
-        // The last checkpoint of a job that was asked to stop.
-        if let Some(task) = task.as_mut().filter(|_| self.live) {
-            let started = Instant::now();
-            while !task.is_finished() && !failure.is_set() && started.elapsed() < LAST_CHECKPOINT {
+        // The last checkpoint of a job that was asked to stop, and what is tidied up behind one.
+        if let Some(task) = task {
+            let (started, longest) = (Instant::now(), if self.live { LAST_CHECKPOINT } else { LEAVE });
+            while !task.is_finished() && !failure.is_set() && started.elapsed() < longest {
                 std::thread::sleep(POLL);
             }
         }

@@ -117,13 +117,17 @@ impl Coordinator {
         let shared = trigger.clone();
         let task = runtime.spawn(async move {
             let Trigger { under_way, lost, .. } = shared;
-            let _ended = self.run(queue, under_way, lost).await;
+            let mut coordinator = self;
+            let _ended = coordinator.run(queue, under_way, lost).await;
+            if let Some(dropper) = coordinator.dropper {
+                dropper.finish().await;
+            }
         });
         (trigger, task)
     }
 
     async fn run(
-        mut self,
+        &mut self,
         mut begun: mpsc::UnboundedReceiver<Begun>,
         under_way: Arc<AtomicBool>,
         told_lost: Arc<AtomicU64>,

@@ -78,4 +78,12 @@ impl Dropper {
             Err(error) => tracing::warn!(%error, "old epochs could not be dropped"),
         }));
     }
+
+    /// Waits for what is being dropped.
+    pub async fn finish(self) {
+        if let Some(under_way) = self.under_way {
+            // It has said what it came to.
+            let _ended = under_way.await;
+        }
+    }
 }
