@@ -5,11 +5,11 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{assert_equal, expect_success, expected, replay_command, tables};
+use common::{assert_equal, expect_success, expected, manifest, manifests, replay_command, tables};
 use orderflow_fixtures::generate::{Compression, GenerateSettings, write_folder};
 use orderflow_fixtures::hostile;
 use orderflow_fixtures::reference::ReferenceSettings;
@@ -33,27 +33,10 @@ const OFTEN: [&str; 8] = [
     "replay.checkpoints=true",
 ];
 
-/// Starts a replay at a pace, and kills it behind its first `checkpoints` checkpoints.
+/// Starts a replay at a pace, and kills it behind its first `checkpoints` new checkpoints.
+#[track_caller]
 fn killed_behind(input: &Path, out: &Path, checkpoints: usize, more: &[&str]) {
-    let more = [&OFTEN[..], &["--rate", "600"], more].concat();
-    let mut child = replay_command(input, out, &more).spawn().unwrap();
-    let started = Instant::now();
-    let mut seen = std::collections::BTreeSet::new();
-    while seen.len() < checkpoints {
-        assert!(started.elapsed() < Duration::from_secs(60), "no checkpoint was made");
-        assert!(child.try_wait().unwrap().is_none(), "the replay ended before it had made {checkpoints} checkpoints");
-        seen.extend(names(out, "manifests"));
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-}
-
-fn names(out: &Path, folder: &str) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(out.join("checkpoints").join(folder)).into_iter().flatten();
-    let mut names: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).filter(|path| !path.to_string_lossy().contains('#')).collect();
-    names.sort();
-    names
+    common::killed_behind(input, out, checkpoints, &[&OFTEN[..], &["--rate", "600"], more].concat());
 }
 
 /// The rest of a replay; gives what it logged.
@@ -76,13 +59,15 @@ fn other_workers_go_on() {
     let out = tempfile::tempdir().unwrap();
     killed_behind(input.path(), out.path(), 3, &["--workers", "1"]);
     for (workers, then) in [("2", "4"), ("4", "7"), ("7", "1")] {
-        killed_behind(input.path(), out.path(), 4, &["--workers", workers]);
-        assert!(!names(out.path(), "manifests").is_empty(), "{workers} workers left no checkpoint to {then}");
+        killed_behind(input.path(), out.path(), 2, &["--workers", workers]);
+        assert!(!manifests(out.path()).is_empty(), "{workers} workers left no checkpoint to {then}");
     }
     let log = the_rest(input.path(), out.path(), &["--workers", "3"]);
     assert!(log.contains("going on from a checkpoint"), "{log}");
     check(input.path(), out.path(), "other workers");
-    assert!(names(out.path(), "manifests").len() <= 3, "old checkpoints are removed");
+    // A life that was killed before it had removed one left it to the next that makes a checkpoint.
+    let most = if log.contains(" INFO checkpoint epoch=") { 3 } else { 4 };
+    assert!(manifests(out.path()).len() <= most, "old checkpoints are removed");
 }
 
 #[test]
@@ -100,9 +85,8 @@ fn a_damaged_checkpoint_is_passed_over() {
     let input = generated(2, 6_000);
     let out = tempfile::tempdir().unwrap();
     killed_behind(input.path(), out.path(), 3, &["--workers", "2"]);
-    let manifests = names(out.path(), "manifests");
-    let of = |path: &Path| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
-    let (before, newest) = (of(&manifests[manifests.len() - 2]), of(&manifests[manifests.len() - 1]));
+    let manifests = manifests(out.path());
+    let (before, newest) = (manifest(&manifests[manifests.len() - 2]), manifest(&manifests[manifests.len() - 1]));
     let files = |manifest: &Value| manifest["files"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     let new = files(&newest).into_iter().find(|file| !files(&before).contains(file)).unwrap();
     let path = out.path().join("checkpoints/data").join(new);
@@ -122,8 +106,8 @@ fn without_checkpoints_the_log_is_enough() {
     let input = generated(3, 4_000);
     let out = tempfile::tempdir().unwrap();
     killed_behind(input.path(), out.path(), 2, &["--workers", "2"]);
-    for manifest in names(out.path(), "manifests") {
-        std::fs::write(manifest, "{").unwrap();
+    for path in manifests(out.path()) {
+        std::fs::write(path, "{").unwrap();
     }
     let log = the_rest(input.path(), out.path(), &["--workers", "2"]);
     assert!(!log.contains("going on from a checkpoint"), "{log}");
@@ -149,7 +133,7 @@ fn what_is_played_back_has_checkpoints_too() {
     let input = generated(16, 6_000);
     let out = tempfile::tempdir().unwrap();
     let small = ["--workers", "2", "--set", "epoch.rows_max=20"];
-    let none = [&OFTEN[..], &small, &["--rate", "6000", "--set", "checkpoint.interval=1 h"]].concat();
+    let none = [&OFTEN[..], &small, &["--rate", "3000", "--set", "checkpoint.interval=1 h"]].concat();
     // Behind the header.
     let logged = || std::fs::read_to_string(out.path().join("epochs.log")).map_or(0, |log| log.lines().skip(1).count());
     let mut child = replay_command(input.path(), out.path(), &none).spawn().unwrap();
@@ -160,12 +144,11 @@ fn what_is_played_back_has_checkpoints_too() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(names(out.path(), "manifests").is_empty());
+    assert!(manifests(out.path()).is_empty());
     let (mut played, last) = (0, logged() as u64);
     for _ in 0..4 {
         killed_behind(input.path(), out.path(), 1, &small);
-        let newest = names(out.path(), "manifests").pop().unwrap();
-        let newest: Value = serde_json::from_slice(&std::fs::read(newest).unwrap()).unwrap();
+        let newest = manifest(&manifests(out.path()).pop().unwrap());
         played += u64::from(newest["epoch"].as_u64().unwrap() < last);
     }
     assert!(played > 0, "no checkpoint of what was played back");
@@ -192,7 +175,14 @@ fn a_sink_that_moved_goes_on() {
 fn a_sink_that_was_emptied_is_filled_again() {
     let input = generated(15, 4_000);
     let out = tempfile::tempdir().unwrap();
-    killed_behind(input.path(), out.path(), 3, &["--workers", "2"]);
+    // Behind a checkpoint by which there is something in it.
+    let has_lines = || {
+        let newest = manifest(manifests(out.path()).last()?);
+        newest["sinks"]["delta order_lines"]["recorded"].as_u64().filter(|&epoch| epoch > 0)
+    };
+    while has_lines().is_none() {
+        killed_behind(input.path(), out.path(), 3, &["--workers", "2"]);
+    }
     std::fs::remove_dir_all(out.path().join("delta/order_lines")).unwrap();
     let log = the_rest(input.path(), out.path(), &["--workers", "2"]);
     assert!(log.contains("sink delta order_lines") && log.contains("lacks what came before it"), "{log}");
@@ -210,7 +200,7 @@ fn two_processes_go_on() {
     let hosts = free_hosts(2);
     let mut parts = ["0", "1"].map(|process| part(&hosts, process, &["--rate", "600"]));
     let started = Instant::now();
-    while names(out.path(), "manifests").len() < 3 {
+    while manifests(out.path()).len() < 3 {
         assert!(started.elapsed() < Duration::from_secs(60), "no checkpoint was made");
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -3,9 +3,10 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Float64Type, Int32Type, Int64Type, TimestampMicrosecondType};
@@ -36,6 +37,43 @@ pub fn replay_command(input: &Path, out: &Path, more: &[&str]) -> Command {
     command.arg("replay").arg(input).arg("--out").arg(out).arg("--no-progress").args(more);
     command.args(["--set", "log.level=warn"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
+}
+
+/// The manifests of a replay's checkpoints, the oldest first.
+pub fn manifests(out: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(out.join("checkpoints/manifests")).into_iter().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).filter(|path| !path.to_string_lossy().contains('#')).collect();
+    paths.sort();
+    paths
+}
+
+/// What is in a manifest.
+pub fn manifest(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Starts a replay, and kills it behind its first `checkpoints` new checkpoints. Its pace is to be such that a slow machine, too, makes these before
+/// the input ends.
+///
+/// # Panics
+/// If it ends before, or none come.
+#[track_caller]
+pub fn killed_behind(input: &Path, out: &Path, checkpoints: usize, more: &[&str]) {
+    let known = manifests(out);
+    let mut child = replay_command(input, out, more).spawn().unwrap();
+    let started = Instant::now();
+    let mut seen = BTreeSet::new();
+    while seen.len() < checkpoints {
+        if child.try_wait().unwrap().is_some() {
+            let output = child.wait_with_output().unwrap();
+            panic!("the replay ended before it had made {checkpoints} checkpoints: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "no checkpoint was made");
+        seen.extend(manifests(out).into_iter().filter(|manifest| !known.contains(manifest)));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 /// Waits for a replay's end.

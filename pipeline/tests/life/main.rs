@@ -10,7 +10,7 @@ mod backfill;
 mod drain;
 mod supervise;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Output};
 use std::time::{Duration, Instant};
 
@@ -56,14 +56,6 @@ fn is_alive(pid: u32) -> bool {
 fn ended(child: Child) -> (Option<i32>, String) {
     let Output { status, stderr, .. } = child.wait_with_output().unwrap();
     (status.code(), String::from_utf8_lossy(&stderr).into_owned())
-}
-
-/// The objects of a replay's checkpoints.
-fn manifests(out: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(out.join("checkpoints/manifests")).into_iter().flatten();
-    let mut names: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).filter(|path| !path.to_string_lossy().contains('#')).collect();
-    names.sort();
-    names
 }
 
 fn log_bytes(out: &Path) -> u64 {
