@@ -253,3 +253,24 @@ fn cuts_depend_on_the_content_alone() {
         assert_eq!(cuts(chunk_bytes, chunk_rows), expected, "chunks of {chunk_bytes} bytes, {chunk_rows} messages");
     }
 }
+
+#[test]
+fn a_pace_begins_when_what_comes_before_it_was_taken() {
+    let folder = folder(&[("inventory-opening.jsonl", b"a\nb\nc\n"), ("orders-0.jsonl", b"1\n2\n3\n4\n")]);
+    let source = FileSource::open_folder(folder.path(), SourceLimits::default()).expect("two files");
+    // Two rows a millisecond come together, as many as an earlier life had.
+    let source = source.paced(2_000.0, "inventory-opening", &BTreeMap::from([(1, 2)]));
+    let (mut opening, mut orders) = (open(&source, 0, 0), open(&source, 1, 0));
+    opening.wait(Opened::finished);
+    orders.wait(|reader| reader.available().end == 2);
+    let no_more_come = |orders: &Opened| {
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(orders.reader.available().end, 2);
+    };
+    no_more_come(&orders);
+    orders.reader.take(0, 2).expect("is there");
+    no_more_come(&orders);
+    opening.reader.take(0, 3).expect("is there");
+    orders.wait(Opened::finished);
+    assert_eq!(orders.reader.available().end, 4);
+}
